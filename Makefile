@@ -1,0 +1,40 @@
+# Every target does its own set-up. PYTHON=python3.12 make test picks another interpreter (3.10 to 3.13).
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: help demo test check format test-oldest study clean
+.DEFAULT_GOAL := help
+
+help:  ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: $(VENV)/.installed  ## train a VAE on handwritten digits; figures and the model go to demo-output/
+	$(BIN)/python examples/mlp_vae.py --dataset digits --epochs 60 --output demo-output
+
+test: $(VENV)/.installed  ## the tests
+	$(BIN)/python -m pytest -n 2 -m "not study"
+
+check: $(VENV)/.installed  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed  ## put the code into its format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-oldest:  ## the same tests on the oldest versions that pyproject.toml allows
+	$(MAKE) test VENV=.venv-oldest PIP_CONSTRAINT=$(CURDIR)/tests/oldest.txt
+
+study: $(VENV)/.installed  ## train the tutorials' models on full MNIST, five seeds: about half an hour
+	$(BIN)/python -m pytest -m study -s
+
+clean:  ## remove the environments and everything made
+	rm -rf .venv .venv-oldest demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
