@@ -1,0 +1,208 @@
+"""Likelihoods p(x|z): distribution layers whose value is the mean of x."""
+
+from typing import Any
+
+import tensorflow_probability as tfp
+import tf_keras as keras
+
+from tfpvae import layers
+
+tfd = tfp.distributions
+
+
+@keras.saving.register_keras_serializable("tfpvae.likelihoods")
+class Likelihood(layers.DistributionLayer):
+    """A likelihood of any tfd class: a `DistributionLayer` whose value is the mean.
+
+    So `predict` of a Keras model that ends in it returns the mean, and no draw is wasted.
+
+    Args:
+      distribution: a class of `tfp.distributions` or its name.
+      event_shape: shape of x, a tuple or a size.
+      convert_to_tensor_fn: what `predict` returns.
+      **kwargs: what `DistributionLayer` takes.
+
+    Example:
+      >>> Likelihood("NegativeBinomial", 3).params_size
+      6
+    """
+
+    def __init__(
+        self,
+        distribution: Any,
+        event_shape: Any = (),
+        *,
+        convert_to_tensor_fn: Any = "mean",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            distribution, event_shape, convert_to_tensor_fn=convert_to_tensor_fn, **kwargs
+        )
+
+
+@keras.saving.register_keras_serializable("tfpvae.likelihoods")
+class Bernoulli(Likelihood):
+    r"""Binary entries.
+
+    $$ \log p(x \mid z) = \sum_i x_i \log \pi_i + (1 - x_i) \log (1 - \pi_i),
+       \qquad \pi_i = \operatorname{sigmoid}(t_i) $$
+
+    Grey levels in [0, 1] are scored by the same equation, as is usual for images. That is no
+    density on [0, 1] (it does not integrate to one); `ContinuousBernoulli` is.
+
+    Shapes: input `[B, prod(event_shape)]` logits, or `[B, H, W, C]` from a convolution.
+
+    Args:
+      event_shape: shape of x, a tuple or a size.
+      **kwargs: what `DistributionLayer` takes.
+
+    Example:
+      >>> p = Bernoulli(2)(tf.constant([[0.0, 0.0]]))
+      >>> p.log_prob([[1.0, 0.0]]).numpy().round(3)  # 2 log(1/2)
+      array([-1.386], dtype=float32)
+    """
+
+    def __init__(self, event_shape: Any = (), **kwargs: Any) -> None:
+        super().__init__(tfd.Bernoulli, event_shape, **kwargs)
+
+    def _support(self) -> layers.DistributionLayer:
+        return ContinuousBernoulli(self.event_shape, name="support")  # Grey levels are welcome.
+
+
+@keras.saving.register_keras_serializable("tfpvae.likelihoods")
+class ContinuousBernoulli(Likelihood):
+    r"""Entries in [0, 1], such as grey levels.
+
+    $$ p(x \mid z) = \prod_i C(\lambda_i)\, \lambda_i^{x_i} (1 - \lambda_i)^{1 - x_i},
+       \qquad \lambda_i = \operatorname{sigmoid}(t_i) $$
+
+    with the C that makes it integrate to one.
+
+    Shapes: input `[B, prod(event_shape)]` logits, or `[B, H, W, C]` from a convolution.
+
+    Args:
+      event_shape: shape of x, a tuple or a size.
+      **kwargs: what `DistributionLayer` takes.
+
+    Example:
+      >>> p = ContinuousBernoulli(1)(tf.constant([[0.0]]))  # uniform on [0, 1]
+      >>> bool(abs(p.log_prob([[0.3]])[0]) < 1e-6)
+      True
+
+    Source: Loaiza-Ganem and Cunningham, "The continuous Bernoulli: fixing a pervasive error in
+    variational autoencoders", 2019.
+    """
+
+    def __init__(self, event_shape: Any = (), **kwargs: Any) -> None:
+        super().__init__(tfd.ContinuousBernoulli, event_shape, **kwargs)
+
+
+@keras.saving.register_keras_serializable("tfpvae.likelihoods")
+class Categorical(Likelihood):
+    r"""Entries that are one of K classes, numbered from 0.
+
+    $$ \log p(x \mid z) = \sum_i \log \operatorname{softmax}(t_i)_{x_i} $$
+
+    Its value, and so what `predict` returns, is the mode: classes have no mean.
+
+    Shapes: input `[B, prod(event_shape) * K]` logits, or `[B, H, W, C * K]` from a convolution.
+
+    Args:
+      event_shape: shape of x, a tuple or a size; `()` for one label an example.
+      num_classes: the number K of classes.
+      convert_to_tensor_fn: what `predict` returns.
+      **kwargs: what `DistributionLayer` takes.
+
+    Example:
+      >>> p = Categorical(num_classes=3)(tf.zeros([1, 3]))
+      >>> p.log_prob([2]).numpy().round(3)  # log(1/3)
+      array([-1.099], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        event_shape: Any = (),
+        *,
+        num_classes: int,
+        convert_to_tensor_fn: Any = "mode",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            tfd.Categorical,
+            event_shape,
+            num_classes=num_classes,
+            convert_to_tensor_fn=convert_to_tensor_fn,
+            **kwargs,
+        )
+
+
+@keras.saving.register_keras_serializable("tfpvae.likelihoods")
+class Binomial(Likelihood):
+    r"""Counts of successes in a known number n of trials, such as grey levels 0..n.
+
+    $$ p(x \mid z) = \prod_i \binom{n}{x_i} \pi_i^{x_i} (1 - \pi_i)^{n - x_i},
+       \qquad \pi_i = \operatorname{sigmoid}(t_i) $$
+
+    Shapes: input `[B, prod(event_shape)]` logits, or `[B, H, W, C]` from a convolution.
+
+    Args:
+      event_shape: shape of x, a tuple or a size.
+      total_count: the number n of trials, one for all entries or one for each.
+      **kwargs: what `DistributionLayer` takes.
+
+    Example:
+      >>> p = Binomial(1, total_count=2)(tf.zeros([1, 1]))
+      >>> p.log_prob([[1.0]]).numpy().round(3)  # log(1/2)
+      array([-0.693], dtype=float32)
+    """
+
+    def __init__(self, event_shape: Any = (), *, total_count: Any, **kwargs: Any) -> None:
+        super().__init__(tfd.Binomial, event_shape, total_count=total_count, **kwargs)
+
+
+@keras.saving.register_keras_serializable("tfpvae.likelihoods")
+class Normal(Likelihood):
+    r"""Real entries, with a mean and a standard deviation for each.
+
+    $$ p(x \mid z) = \prod_i \mathcal N(x_i;\ \mu_i, \sigma_i^2),
+       \qquad \sigma_i = \operatorname{softplus}(t_i) $$
+
+    With `scale=0.1` the standard deviation is fixed and the input holds the means alone.
+
+    Shapes: input `[B, 2 * prod(event_shape)]` (loc, then unconstrained scale), or
+    `[B, H, W, 2 * C]` from a convolution.
+
+    Args:
+      event_shape: shape of x, a tuple or a size.
+      **kwargs: `loc` or `scale` to fix one of them, and what `DistributionLayer` takes.
+
+    Example:
+      >>> Normal.params_size(784), Normal.params_size(784, scale=0.1)
+      (1568, 784)
+    """
+
+    def __init__(self, event_shape: Any = (), **kwargs: Any) -> None:
+        super().__init__(tfd.Normal, event_shape, **kwargs)
+
+
+@keras.saving.register_keras_serializable("tfpvae.likelihoods")
+class Poisson(Likelihood):
+    r"""Counts 0, 1, 2, ...
+
+    $$ p(x \mid z) = \prod_i \frac{\lambda_i^{x_i} e^{-\lambda_i}}{x_i!},
+       \qquad \lambda_i = e^{t_i} $$
+
+    Shapes: input `[B, prod(event_shape)]` log rates, or `[B, H, W, C]` from a convolution.
+
+    Args:
+      event_shape: shape of x, a tuple or a size.
+      **kwargs: what `DistributionLayer` takes.
+
+    Example:
+      >>> p = Poisson(1)(tf.zeros([1, 1]))  # rate 1
+      >>> p.log_prob([[0.0]]).numpy()
+      array([-1.], dtype=float32)
+    """
+
+    def __init__(self, event_shape: Any = (), **kwargs: Any) -> None:
+        super().__init__(tfd.Poisson, event_shape, **kwargs)
