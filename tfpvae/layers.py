@@ -213,7 +213,11 @@ class DistributionLayer(tfp.layers.DistributionLambda):
 
     def _distribution(self, inputs: Any) -> Any:
         """The distribution, from the layer's input."""
-        return self._new(tf.convert_to_tensor(inputs, self.dtype))
+        params = tf.convert_to_tensor(inputs, self.dtype)
+        distribution = self._new(params)
+        # For `rebatch`; past TFP's __setattr__, which would track the layer as a part of it.
+        object.__setattr__(distribution, "_tfpvae_source", (self, params))
+        return distribution
 
     def _new(self, params: Any, **kwargs: Any) -> Any:
         """The distribution, from unconstrained numbers; `kwargs` go to its constructor."""
@@ -404,6 +408,23 @@ class DistributionLayer(tfp.layers.DistributionLambda):
         """What errors call the layer: `Bernoulli`, or `DiagonalNormal (tfd.Normal)`."""
         block, distribution = type(self).__name__, self._distribution_class.__name__
         return block if block == distribution else f"{block} (tfd.{distribution})"
+
+
+def rebatch(distribution: Any, batch_shape: Any, batch_ndims: int) -> Any:
+    """A layer's distribution with its batch axis `[S * B]` cut into `batch_shape`, `[S, B]`.
+
+    `tfd.BatchReshape` would neither broadcast data `[B, ...]` nor take a batch of unknown size.
+    """
+    try:
+        layer, params = distribution.tensor_distribution._tfpvae_source
+    except AttributeError:
+        raise TypeError(
+            f"decoder: got one that ends in a {type(distribution).__name__}, wanted a block of "
+            "tfpvae.likelihoods, which several draws of z for each example need"
+        ) from None
+    reshaped = tf.reshape(params, tf.concat([batch_shape, tf.shape(params)[1:]], 0))
+    reshaped.set_shape([None] * batch_ndims + params.shape[1:])
+    return layer(reshaped)
 
 
 class _Conversion:

@@ -88,11 +88,12 @@ class KLDivergenceRegularizer(tfp.layers.KLDivergenceRegularizer):
             return self.distribution_b(0.0)  # As TFP: a model has to be called with something.
         return self.distribution_b()
 
-    def divergence(self, distribution_a: Any) -> Any:
+    def divergence(self, distribution_a: Any, draws: Any = None) -> Any:
         """KL(q(z|x) || p(z)) of each example, without the weight.
 
         Args:
           distribution_a: the posterior q(z|x), what a posterior layer returned.
+          draws: draws of z from it, `[S, B, ...]`, for Monte Carlo in place of the ones it makes.
 
         Returns:
           A tensor `[B]`, in nats.
@@ -113,7 +114,7 @@ class KLDivergenceRegularizer(tfp.layers.KLDivergenceRegularizer):
                         f"use_exact_kl: TFP has no closed form of KL({q.name} || {p.name}); "
                         "use_exact_kl=None falls back to Monte Carlo"
                     ) from None
-        z = self._draws(distribution_a, q)
+        z = self._draws(distribution_a, q) if draws is None else draws
         log_ratio = q.log_prob(z) - p.log_prob(z)
         sample_ndims = log_ratio.shape.rank - q.batch_shape.rank
         return tf.reduce_mean(log_ratio, axis=range(sample_ndims))

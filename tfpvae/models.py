@@ -1,0 +1,323 @@
+"""Latent variable models: prior, encoder and decoder, put together and trained by Keras."""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+import tf_keras as keras
+
+from tfpvae import layers, losses, objectives, regularizers, training
+
+tfd = tfp.distributions
+
+
+@keras.saving.register_keras_serializable("tfpvae")
+class VAE(training.ProbabilisticModel):
+    r"""The variational autoencoder: a latent variable model and its amortized posterior.
+
+    $$ p(x) = \int p(x \mid z)\, p(z)\, dz, \qquad
+       \log p(x) \ge \mathbb E_{q(z \mid x)}[\log p(x \mid z)]
+       - \mathrm{KL}\bigl(q(z \mid x)\ \|\ p(z)\bigr) = \mathrm{ELBO}(x) $$
+
+    The loss that `fit` and `evaluate` print is the negative ELBO, a mean over the examples in nats:
+    `loss = nll + kl_weight * kl`; the history holds loss, nll and kl, and their val_ twins.
+
+    The posterior block decides how z is passed on: one reparameterized draw, `num_samples` draws
+    (nll is their mean), or the mean. All draws come from one seed, see `training.Noise`.
+
+    Shapes: x `[B, *event_shape]`, z `[B, D]` or `[S, B, D]`, losses `[B]` in nats.
+
+    Args:
+      prior: p(z), a block of `tfpvae.priors`.
+      encoder: a tf_keras model or layer that maps x to q(z|x): it ends in a posterior block.
+      decoder: a tf_keras model or layer that maps z to p(x|z): it ends in a likelihood block.
+      seed: of the model's noise; None takes one from Python's `random`, and so from
+        `keras.utils.set_random_seed`.
+      **kwargs: of `keras.Model`.
+
+    Raises:
+      TypeError: for parts that are no tf_keras layers, or of Keras 3.
+      ValueError: if prior and posterior differ in size, or the posterior has a regularizer of its
+        own, which would count the KL twice.
+
+    Example:
+      >>> from tfpvae import likelihoods, posteriors, priors
+      >>> encoder = keras.Sequential([keras.layers.Dense(4), posteriors.DiagonalNormal(2)])
+      >>> decoder = keras.Sequential([keras.layers.Dense(3), likelihoods.Bernoulli(3)])
+      >>> vae = VAE(priors.StandardNormal(2), encoder, decoder, seed=0)
+      >>> vae.compile("rmsprop")
+      >>> x = np.eye(3, dtype="float32")
+      >>> sorted(vae.fit(x, epochs=2, verbose=0).history)
+      ['kl', 'loss', 'nll']
+      >>> vae.sample(5, seed=1).shape
+      (5, 3)
+
+    Source: Kingma and Welling, "Auto-Encoding Variational Bayes", 2014; Rezende, Mohamed and
+    Wierstra, "Stochastic Backpropagation and Approximate Inference in Deep Generative Models",
+    2014.
+    """
+
+    terms = ("nll", "kl")
+
+    def __init__(
+        self, prior: Any, encoder: Any, decoder: Any, seed: int | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(seed, **kwargs)
+        for name, part in (("prior", prior), ("encoder", encoder), ("decoder", decoder)):
+            layers.refuse_keras3(name, part)
+            if not isinstance(part, keras.layers.Layer):
+                raise TypeError(f"{name}: got {part!r}, wanted a tf_keras layer or model")
+        if not isinstance(prior, layers.DistributionLayer):
+            raise TypeError(f"prior: got {prior!r}, wanted a block of tfpvae.priors")
+        self.prior, self.encoder, self.decoder = prior, encoder, decoder
+        posterior = _last_layer(encoder)
+        if getattr(posterior, "activity_regularizer", None) is not None:
+            raise ValueError(
+                f"encoder: its posterior {posterior.name!r} has an activity_regularizer, wanted "
+                "none: VAE adds the KL to the loss itself, so it would count twice"
+            )
+        if isinstance(posterior, layers.DistributionLayer):
+            _check_sizes(prior.event_shape, posterior.event_shape)
+        self.objective = objectives.ELBO()
+        self._regularizer = regularizers.KLDivergenceRegularizer(prior)
+
+    def compile(
+        self, optimizer: Any = "rmsprop", loss: Any = None, *, objective: Any = None, **kwargs: Any
+    ) -> None:
+        """Configure training, as `keras.Model.compile`.
+
+        Args:
+          optimizer: as in Keras.
+          loss: None or `losses.negative_log_prob`: the likelihood makes the loss.
+          objective: what is minimized, `objectives.ELBO()` if None.
+          **kwargs: the other arguments of `keras.Model.compile`; `metrics` compare the data with
+            the mean of the likelihood.
+
+        Raises:
+          TypeError: for an objective that is none.
+          ValueError: for another loss.
+        """
+        if loss not in (None, losses.negative_log_prob):
+            raise ValueError(
+                f"loss: got {loss!r}, wanted none: the loss follows from the likelihood block; "
+                "pass objective= to change what is minimized"
+            )
+        if objective is not None and not isinstance(objective, objectives.ELBO):
+            raise TypeError(f"objective: got {objective!r}, wanted one of tfpvae.objectives")
+        self.objective = objective or objectives.ELBO()
+        self._regularizer = regularizers.KLDivergenceRegularizer(
+            self.prior, self.objective.use_exact_kl
+        )
+        super().compile(optimizer, **kwargs)
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """The arguments of `compile`: JSON."""
+        objective = keras.saving.serialize_keras_object(self.objective)
+        return super().get_compile_config() | {"objective": objective}
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """The likelihood p(x|z) at the z that the posterior block passes on."""
+        _, z = self._encode(inputs, training)
+        return self._decode(z, training)
+
+    def posterior(self, x: Any) -> Any:
+        """The posterior q(z|x), a `tfd.Distribution` with batch shape `[B]`."""
+        with layers.noise(0):  # No draw is kept; TFP's global generator is left alone.
+            return self._encode(_floating(self._data(x)), False)[0].tensor_distribution
+
+    def likelihood(self, z: Any) -> Any:
+        """The likelihood p(x|z), a `tfd.Distribution`, batch shape that of z `[..., D]`."""
+        with layers.noise(0):
+            return self._decode(tf.convert_to_tensor(z, self.prior.dtype), False).tensor_distribution
+
+    def sample(self, num: int, seed: Any = None) -> np.ndarray:
+        """Draw data from the model: z from p(z), then x from p(x|z).
+
+        Args:
+          num: how many.
+          seed: an integer or an int tensor `[2]`; None goes on in the model's own noise.
+
+        Returns:
+          An array `[num, *event_shape]`. For the means instead of draws:
+          `vae.likelihood(vae.prior().sample(num)).mean()`.
+        """
+        layers.check_num_samples(num)
+        with layers.noise(self._seed(seed)):
+            z = self.prior().sample(num, seed=layers.next_seed())
+            return self.likelihood(z).sample(seed=layers.next_seed()).numpy()
+
+    def reconstruct(self, x: Any, seed: Any = None) -> np.ndarray:
+        """The mean of p(x'|z) at a draw z of q(z|x), an array like x.
+
+        Args:
+          x: data `[B, *event_shape]`.
+          seed: an integer or an int tensor `[2]`; None goes on in the model's own noise.
+        """
+        q = self.posterior(x)
+        with layers.noise(self._seed(seed)):
+            z = q.sample(seed=layers.next_seed())
+            return tf.convert_to_tensor(self._decode(z, False)).numpy()
+
+    def predict_distribution(self, x: Any) -> Any:
+        """The likelihood p(x'|z) at the mean z of q(z|x), a `tfd.Distribution`."""
+        return self.likelihood(self.posterior(x).mean())
+
+    def log_weights(self, x: Any, num_samples: int = 1, seed: Any = None) -> np.ndarray:
+        r"""Log importance weights of draws of z from the posterior.
+
+        $$ \log w_{sb} = \log p(x_b \mid z_{sb}) + \log p(z_{sb}) - \log q(z_{sb} \mid x_b),
+           \qquad z_{sb} \sim q(z \mid x_b) $$
+
+        Args:
+          x: data `[B, *event_shape]`.
+          num_samples: the number S of draws for each example.
+          seed: an integer or an int tensor `[2]`; None goes on in the model's own noise.
+
+        Returns:
+          An array `[S, B]`, in nats. Its mean over S estimates the ELBO, its log-mean-exp
+          estimates log p(x) from below.
+        """
+        q, z, log_likelihood = self._draw(x, num_samples, seed)
+        return (log_likelihood + self.prior().log_prob(z) - q.log_prob(z)).numpy()
+
+    def elbo(self, x: Any, num_samples: int = 1, seed: Any = None) -> np.ndarray:
+        r"""The evidence lower bound of each example, whatever the objective of training.
+
+        $$ \mathrm{ELBO}(x_b) = \frac1S \sum_s \log p(x_b \mid z_{sb})
+           - \mathrm{KL}\bigl(q(z \mid x_b)\ \|\ p(z)\bigr), \qquad z_{sb} \sim q(z \mid x_b) $$
+
+        with the closed form of the KL where TFP has one, and the same draws otherwise.
+
+        Args:
+          x: data `[B, *event_shape]`.
+          num_samples: the number S of draws for each example.
+          seed: an integer or an int tensor `[2]`; None goes on in the model's own noise.
+
+        Returns:
+          An array `[B]`, in nats.
+        """
+        q, z, log_likelihood = self._draw(x, num_samples, seed)
+        kl = regularizers.KLDivergenceRegularizer(self.prior).divergence(q, z)
+        return (tf.reduce_mean(log_likelihood, axis=0) - kl).numpy()
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> np.ndarray:
+        """The mean of `predict_distribution(x)`, in batches, as `keras.Model.predict`."""
+        if not isinstance(x, (tf.data.Dataset, keras.utils.Sequence)):
+            x = self._data(x)
+        return super().predict(x, *args, **kwargs)
+
+    def predict_step(self, data: Any) -> Any:
+        """The mean of the likelihood at the mean of the posterior, for one batch."""
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        with layers.noise(0):
+            q, _ = self._encode(_floating(x), False)
+            return tf.convert_to_tensor(self._decode(q.mean(), False))
+
+    def example_losses(self, x: Any, y: Any, training: bool) -> tuple[Any, dict[str, Any], Any]:
+        """The loss of each example, its nll and kl, and the likelihood."""
+        q, z = self._encode(_floating(x), training)
+        p = self._decode(z, training)
+        nll = losses.negative_log_prob(y, p)
+        kl = self._regularizer.divergence(q)
+        return self.objective(nll, kl), {"nll": nll, "kl": kl}, p
+
+    def check_data(self, x: np.ndarray, y: np.ndarray, arguments: tuple[str, str]) -> None:
+        """Raise ValueError unless the encoder takes x and the likelihood can have made y."""
+        if arguments[0] != arguments[1] and not np.isfinite(x).all():
+            raise ValueError(f"{arguments[0]}: got NaN or infinite values, wanted finite numbers")
+        block = _last_layer(self.decoder)
+        if isinstance(block, layers.DistributionLayer):
+            block.check_values(y, arguments[1])
+        elif not np.isfinite(y).all():
+            raise ValueError(f"{arguments[1]}: got NaN or infinite values, wanted finite numbers")
+
+    def build(self, input_shape: Any) -> None:
+        """Build both networks by passing one example of this shape `[B, ...]` through them."""
+        with layers.noise(0):
+            q, z = self._encode(tf.zeros((1, *input_shape[1:]), self.prior.dtype), False)
+            _check_sizes(self.prior().event_shape, q.event_shape)
+            self._decode(z, False)
+        keras.layers.Layer.build(self, input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration: JSON."""
+        parts = {"prior": self.prior, "encoder": self.encoder, "decoder": self.decoder}
+        return {"name": self.name} | {
+            name: keras.saving.serialize_keras_object(part) for name, part in parts.items()
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "VAE":
+        """The model that a configuration describes."""
+        del custom_objects  # Keras has put them into scope.
+        parts = ("prior", "encoder", "decoder")
+        return cls(
+            **{
+                name: keras.saving.deserialize_keras_object(value) if name in parts else value
+                for name, value in config.items()
+            }
+        )
+
+    def _encode(self, x: Any, training: bool | None) -> tuple[Any, Any]:
+        """The posterior, and the z that its block passes on."""
+        if self.built:  # A generator's batches come without the sizes that saving has to know.
+            x = tf.ensure_shape(x, (None, *self._build_input_shape[1:]))
+        q = self.encoder(x, training=training)
+        if not isinstance(q, tfd.Distribution):
+            raise TypeError(
+                f"encoder: got one that returns {type(q).__name__}, wanted a distribution: end it "
+                "in a block of tfpvae.posteriors"
+            )
+        return q, tf.convert_to_tensor(q)
+
+    def _decode(self, z: Any, training: bool | None) -> Any:
+        """The likelihood at z `[..., D]`; the decoder itself sees one batch axis."""
+        batch_ndims = z.shape.rank - len(self.prior.event_shape)
+        several = batch_ndims != 1
+        flat = tf.reshape(z, tf.concat([[-1], self.prior.event_shape], 0)) if several else z
+        p = self.decoder(flat, training=training)
+        if not isinstance(p, tfd.Distribution):
+            raise TypeError(
+                f"decoder: got one that returns {type(p).__name__}, wanted a distribution: end it "
+                "in a block of tfpvae.likelihoods"
+            )
+        return layers.rebatch(p, tf.shape(z)[:batch_ndims], batch_ndims) if several else p
+
+    def _draw(self, x: Any, num_samples: int, seed: Any) -> tuple[Any, Any, Any]:
+        """The posterior, draws of z `[S, B, D]` from it, and log p(x|z) `[S, B]`."""
+        layers.check_num_samples(num_samples)
+        x = self._data(x)
+        q = self.posterior(x)
+        with layers.noise(self._seed(seed)):
+            z = q.sample(num_samples, seed=layers.next_seed())
+        return q, z, self.likelihood(z).log_prob(_floating(x))
+
+    def _data(self, x: Any) -> Any:
+        """x as an array that the model can score."""
+        array = training.as_array("x", x)
+        self._check_batch(("x", "x", ""), array, None)
+        return array
+
+    def _seed(self, seed: Any) -> Any:
+        return self.noise.next() if seed is None else layers.as_seed(seed)
+
+
+def _last_layer(network: Any) -> Any:
+    """The layer that makes a network's output: Sequential and functional models list it last."""
+    while getattr(network, "layers", None):
+        network = network.layers[-1]
+    return network
+
+
+def _check_sizes(prior: Any, posterior: Any) -> None:
+    if tuple(prior) != tuple(posterior):
+        raise ValueError(
+            f"prior and posterior differ in size: the prior has events of shape {tuple(prior)}, "
+            f"the posterior of shape {tuple(posterior)}"
+        )
+
+
+def _floating(x: Any) -> Any:
+    x = tf.convert_to_tensor(x)
+    return x if x.dtype.is_floating else tf.cast(x, keras.backend.floatx())
