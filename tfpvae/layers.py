@@ -72,6 +72,8 @@ class DistributionLayer(tfp.layers.DistributionLambda):
         None draws one and adds no axis.
       constraints: bijectors by parameter name, in place of TFP's own choice.
       num_classes: for distributions that TFP sizes by it (Categorical and its kin).
+      sample_dtype: of the draws of a discrete distribution that leaves it open, the layer's own if
+        None: with TFP's int32, NumPy data between 0 and 1 would be cut to 0 without a word.
       **kwargs: fixed parameters of the distribution by name (`total_count=16.`), and the arguments
         of any Keras layer (`name`, `dtype`, `activity_regularizer`, ...).
 
@@ -98,6 +100,7 @@ class DistributionLayer(tfp.layers.DistributionLambda):
         num_samples: int | None = None,
         constraints: Mapping[str, Any] | None = None,
         num_classes: int | None = None,
+        sample_dtype: str | None = None,
         **kwargs: Any,
     ) -> None:
         distribution = _distribution_class(distribution)
@@ -119,6 +122,7 @@ class DistributionLayer(tfp.layers.DistributionLambda):
         self._conversion = conversion
         self._constraints = dict(constraints or {})
         self._num_classes = num_classes
+        self._sample_dtype = sample_dtype
         self._fixed = {name: to_json(f"{self.name}: {name}", value) for name, value in fixed.items()}
         self._given = fixed
         self._free = self._free_parameters()
@@ -197,6 +201,8 @@ class DistributionLayer(tfp.layers.DistributionLambda):
             config["constraints"] = to_json(f"{self.name}: constraints", self._constraints)
         if self._num_classes is not None:
             config["num_classes"] = self._num_classes
+        if self._sample_dtype is not None:
+            config["sample_dtype"] = self._sample_dtype
         if self.activity_regularizer is not None:
             config["activity_regularizer"] = keras.saving.serialize_keras_object(
                 self.activity_regularizer
@@ -326,6 +332,8 @@ class DistributionLayer(tfp.layers.DistributionLambda):
     def _fixed_parameters(self) -> dict[str, Any]:
         properties = self._properties()
         values = {}
+        if "dtype" in inspect.signature(self._distribution_class).parameters:
+            values["dtype"] = tf.as_dtype(self._sample_dtype or self.dtype)
         for name, value in self._given.items():
             property_ = properties.get(name)
             if property_ is None or value is None or not _is_tensor_parameter(property_):

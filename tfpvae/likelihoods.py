@@ -111,6 +111,7 @@ class Categorical(Likelihood):
       event_shape: shape of x, a tuple or a size; `()` for one label an example.
       num_classes: the number K of classes.
       convert_to_tensor_fn: what `predict` returns.
+      sample_dtype: of the classes.
       **kwargs: what `DistributionLayer` takes.
 
     Example:
@@ -125,6 +126,7 @@ class Categorical(Likelihood):
         *,
         num_classes: int,
         convert_to_tensor_fn: Any = "mode",
+        sample_dtype: str = "int32",
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -132,6 +134,7 @@ class Categorical(Likelihood):
             event_shape,
             num_classes=num_classes,
             convert_to_tensor_fn=convert_to_tensor_fn,
+            sample_dtype=sample_dtype,
             **kwargs,
         )
 
