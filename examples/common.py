@@ -54,7 +54,8 @@ def write(vae: VAE, data: datasets.Dataset, history: dict[str, Any], folder: pat
         "reconstructions": plotting.reconstructions(shown, vae.reconstruct(shown, seed=0)),
     }
     for name, ax in axes.items():
-        ax.figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
+        figure: Any = ax.figure
+        figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
     (folder / "history.json").write_text(json.dumps(history, default=np.ndarray.tolist))
     vae.save(folder / "model.keras")
     assert isinstance(keras.models.load_model(folder / "model.keras"), VAE)

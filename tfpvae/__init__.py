@@ -35,7 +35,7 @@ _NAMES = {
     "negative_log_prob": "losses",
 }
 
-__all__ = [*_MODULES, *_NAMES]  # noqa: PLE0604
+__all__ = [*_MODULES, *_NAMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -178,7 +178,8 @@ def _kl_source(model: Any, caught: list[tuple[Any, Any]]) -> _KLSource:
     if isinstance(model, training.ProbabilisticModel):
         exact = model.objective.use_exact_kl is not False
         posterior = caught[0][1]
-        return _KLSource(model, posterior, model.prior, exact, float(model.objective.kl_weight), 0)
+        weight = float(model.objective.kl_weight)
+        return _KLSource(model, posterior, model.prior, exact, weight, own_draws=False)
     sources = [
         _from_regularizer(layer, posterior, layer.activity_regularizer)
         for layer, posterior in caught
@@ -241,9 +242,9 @@ def _apart_kl(source: _KLSource, prior: Any, differences: list[str]) -> np.ndarr
     q = source.posterior.tensor_distribution
     draws = tf.convert_to_tensor(source.posterior)
     if source.exact or source.own_draws:
-        moments = _gaussian_moments(q), _gaussian_moments(prior)
-        if None not in moments:
-            return _gaussian_kl(*moments)
+        q_moments, p_moments = _gaussian_moments(q), _gaussian_moments(prior)
+        if q_moments and p_moments:
+            return _gaussian_kl(q_moments, p_moments)
         with contextlib.suppress(NotImplementedError):
             return tfd.kl_divergence(q, prior).numpy()
     if source.own_draws:

@@ -123,7 +123,9 @@ class DistributionLayer(tfp.layers.DistributionLambda):
         self._constraints = dict(constraints or {})
         self._num_classes = num_classes
         self._sample_dtype = sample_dtype
-        self._fixed = {name: to_json(f"{self.name}: {name}", value) for name, value in fixed.items()}
+        self._fixed = {
+            name: to_json(f"{self.name}: {name}", value) for name, value in fixed.items()
+        }
         self._given = fixed
         self._free = self._free_parameters()
         # A prior with weights that sits inside the regularizer is found by Keras only as a layer's

@@ -7,7 +7,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras as keras
 
-from tfpvae import layers, losses, objectives, regularizers, training
+from tfpvae import layers, losses, objectives, priors, regularizers, training
 
 tfd = tfp.distributions
 
@@ -68,7 +68,7 @@ class VAE(training.ProbabilisticModel):
             layers.refuse_keras3(name, part)
             if not isinstance(part, keras.layers.Layer):
                 raise TypeError(f"{name}: got {part!r}, wanted a tf_keras layer or model")
-        if not isinstance(prior, layers.DistributionLayer):
+        if not isinstance(prior, priors.Prior):
             raise TypeError(f"prior: got {prior!r}, wanted a block of tfpvae.priors")
         self.prior, self.encoder, self.decoder = prior, encoder, decoder
         posterior = _last_layer(encoder)
@@ -128,8 +128,9 @@ class VAE(training.ProbabilisticModel):
 
     def likelihood(self, z: Any) -> Any:
         """The likelihood p(x|z), a `tfd.Distribution`, batch shape that of z `[..., D]`."""
+        z = tf.convert_to_tensor(z, self.prior.dtype)
         with layers.noise(0):
-            return self._decode(tf.convert_to_tensor(z, self.prior.dtype), False).tensor_distribution
+            return self._decode(z, False).tensor_distribution
 
     def sample(self, num: int, seed: Any = None) -> np.ndarray:
         """Draw data from the model: z from p(z), then x from p(x|z).
@@ -294,7 +295,7 @@ class VAE(training.ProbabilisticModel):
         return q, z, self.likelihood(z).log_prob(_floating(x))
 
     def _data(self, x: Any) -> Any:
-        """x as an array that the model can score."""
+        """The data as an array that the model can score."""
         array = training.as_array("x", x)
         self._check_batch(("x", "x", ""), array, None)
         return array

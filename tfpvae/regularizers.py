@@ -69,8 +69,8 @@ class KLDivergenceRegularizer(tfp.layers.KLDivergenceRegularizer):
         layers.refuse_keras3("distribution_b", distribution_b)
         if not isinstance(distribution_b, tfd.Distribution) and not callable(distribution_b):
             raise TypeError(
-                f"distribution_b: got {distribution_b!r}, wanted a prior block, a tfd.Distribution, "
-                "or a function that returns one"
+                f"distribution_b: got {distribution_b!r}, wanted a block of tfpvae.priors, a "
+                "tfd.Distribution, or a function that returns one"
             )
         if use_exact_kl not in (None, True, False):
             raise TypeError(f"use_exact_kl: got {use_exact_kl!r}, wanted None, True or False")
@@ -194,9 +194,7 @@ def check_weight(argument: str, weight: Any) -> None:
     try:
         number = float(weight)
     except (TypeError, ValueError):
-        raise TypeError(
-            f"{argument}: got {weight!r}, wanted a number or a tf.Variable"
-        ) from None
+        raise TypeError(f"{argument}: got {weight!r}, wanted a number or a tf.Variable") from None
     if isinstance(weight, str) or not 0.0 <= number < math.inf:
         raise ValueError(f"{argument}: got {weight!r}, wanted a finite number >= 0")
 

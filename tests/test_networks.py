@@ -1,0 +1,139 @@
+import doctest
+
+import numpy as np
+import pytest
+import tf_keras as keras
+
+from tfpvae import networks
+
+TABLE = {
+    "mlp_encoder": (lambda: networks.mlp_encoder((784,), 4), (784,), (4,), 784 * 256 + 256 + 1028),
+    "mlp_encoder of images": (
+        lambda: networks.mlp_encoder((8, 8, 1), 6, hidden=(32, 16)),
+        (8, 8, 1),
+        (6,),
+        (64 + 1) * 32 + (32 + 1) * 16 + (16 + 1) * 6,
+    ),
+    "mlp_encoder, linear": (lambda: networks.mlp_encoder(5, 3, hidden=()), (5,), (3,), 18),
+    "mlp_decoder": (lambda: networks.mlp_decoder(2, 784), (2,), (784,), 3 * 256 + 257 * 784),
+    "mlp_decoder, one layer": (lambda: networks.mlp_decoder(2, 7, hidden=5), (2,), (7,), 15 + 42),
+    "conv_encoder": (lambda: networks.conv_encoder((28, 28, 1), 4), (28, 28, 1), (4,), 69_076),
+    "conv_encoder, odd": (lambda: networks.conv_encoder((9, 7, 3), 2), (9, 7, 3), (2,), None),
+    "conv_encoder, small": (lambda: networks.conv_encoder((8, 8, 1), 4), (8, 8, 1), (4,), None),
+    "conv_decoder": (lambda: networks.conv_decoder(2, (28, 28, 1)), (2,), (28, 28, 1), 65_089),
+    "conv_decoder, small": (lambda: networks.conv_decoder(2, (8, 8, 1)), (2,), (8, 8, 1), None),
+    "conv_decoder, loc and scale": (
+        lambda: networks.conv_decoder(3, (8, 12, 3), params_per_channel=2),
+        (3,),
+        (8, 12, 6),
+        None,
+    ),
+}
+
+
+@pytest.fixture(params=TABLE.values(), ids=TABLE)
+def case(request):
+    return request.param
+
+
+def test_docstring_examples():
+    failed, attempted = doctest.testmod(networks)
+    assert attempted
+    assert not failed
+
+
+def test_shapes_and_number_of_weights(case):
+    make, input_shape, output_shape, count = case
+    model = make()
+    assert model.input_shape == (None, *input_shape)
+    assert model.output_shape == (None, *output_shape)
+    assert count is None or model.count_params() == count
+    x = np.random.default_rng(0).normal(size=(5, *input_shape)).astype(np.float32)
+    y = model(x).numpy()
+    assert y.shape == (5, *output_shape)
+    assert np.ptp(y, axis=0).any()
+
+
+def test_the_convolutional_pair_has_134165_weights():
+    pair = networks.conv_encoder((28, 28, 1), 4), networks.conv_decoder(2, (28, 28, 1))
+    assert sum(model.count_params() for model in pair) == 134_165
+
+
+def test_configuration_round_trip(case):
+    model = case[0]()
+    copy = keras.Sequential.from_config(model.get_config())
+    copy.set_weights(model.get_weights())
+    x = np.random.default_rng(0).normal(size=(3, *case[1])).astype(np.float32)
+    np.testing.assert_array_equal(copy(x), model(x))
+
+
+def test_relu_within_and_nothing_at_the_end(case):
+    weighted = [layer for layer in case[0]().layers if layer.weights]
+    activations = [layer.activation for layer in weighted]
+    assert activations == [keras.activations.relu] * (len(weighted) - 1) + [
+        keras.activations.linear
+    ]
+
+
+def test_convolutions_are_those_of_the_tutorial():
+    def layers(model):
+        return [
+            (type(layer).__name__, layer.filters, layer.kernel_size, layer.strides, layer.padding)
+            for layer in model.layers
+            if hasattr(layer, "filters")
+        ]
+
+    assert layers(networks.conv_encoder((28, 28, 1), 4)) == [
+        ("Conv2D", 32, (3, 3), (2, 2), "same"),
+        ("Conv2D", 64, (3, 3), (2, 2), "same"),
+    ]
+    assert layers(networks.conv_decoder(2, (28, 28, 1))) == [
+        ("Conv2DTranspose", 64, (3, 3), (2, 2), "same"),
+        ("Conv2DTranspose", 32, (3, 3), (2, 2), "same"),
+        ("Conv2DTranspose", 1, (3, 3), (1, 1), "same"),
+    ]
+
+
+def test_two_of_a_kind_in_one_model():
+    inputs = keras.Input((8,))
+    outputs = networks.mlp_decoder(4, 2)(networks.mlp_encoder(8, 4)(inputs))
+    assert keras.Model(inputs, outputs).output_shape == (None, 2)
+
+
+def test_sizes_of_numpy_and_lists_are_sizes():
+    model = networks.mlp_encoder([np.int64(4), 3], np.int32(2), hidden=[np.int64(5)])
+    assert model.output_shape == (None, 2)
+    assert model.count_params() == 13 * 5 + 6 * 2
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: networks.mlp_encoder((8, 0), 4), ValueError, r"input_shape\[1\] .*got 0"),
+        (lambda: networks.mlp_encoder((), 4), ValueError, "input_shape .*one axis"),
+        (lambda: networks.mlp_encoder((None,), 4), TypeError, r"input_shape\[0\] .*got None"),
+        (lambda: networks.mlp_encoder("784", 4), TypeError, "input_shape .*got '784'"),
+        (lambda: networks.mlp_encoder(8.0, 4), TypeError, "input_shape .*got 8.0"),
+        (lambda: networks.mlp_encoder((8,), 0), ValueError, "params_size .*got 0"),
+        (lambda: networks.mlp_encoder((8,), 4.0), TypeError, "params_size .*got 4.0"),
+        (lambda: networks.mlp_encoder((8,), (4,)), TypeError, r"params_size .*got \(4,\)"),
+        (lambda: networks.mlp_encoder((8,), 4, (16, -1)), ValueError, r"hidden\[1\] .*got -1"),
+        (lambda: networks.mlp_encoder((8,), 4, True), TypeError, "hidden .*got True"),
+        (lambda: networks.mlp_decoder(0, 4), ValueError, "latent_size .*got 0"),
+        (lambda: networks.mlp_decoder("2", 4), TypeError, "latent_size .*got '2'"),
+        (lambda: networks.mlp_decoder(2, -4), ValueError, "params_size .*got -4"),
+        (lambda: networks.mlp_decoder(2, 4, None), TypeError, "hidden .*got None"),
+        (lambda: networks.conv_encoder((28, 28), 4), ValueError, r"input_shape .*\(28, 28\)"),
+        (lambda: networks.conv_encoder(784, 4), ValueError, "input_shape .*got 784"),
+        (lambda: networks.conv_encoder((28, 28, 1), 1.5), TypeError, "params_size .*got 1.5"),
+        (lambda: networks.conv_decoder(2, (8, 8)), ValueError, r"output_shape .*\(8, 8\)"),
+        (lambda: networks.conv_decoder(2, (30, 28, 1)), ValueError, "divisible by 4.*30 x 28"),
+        (lambda: networks.conv_decoder(2, (28, 30, 1)), ValueError, "divisible by 4.*28 x 30"),
+        (lambda: networks.conv_decoder(2, (8, 8, 0)), ValueError, r"output_shape\[2\] .*got 0"),
+        (lambda: networks.conv_decoder(True, (8, 8, 1)), TypeError, "latent_size .*got True"),
+        (lambda: networks.conv_decoder(2, (8, 8, 1), 0), ValueError, "params_per_channel .*got 0"),
+    ],
+)
+def test_bad_sizes_are_named(make, error, message):
+    with pytest.raises(error, match=message):
+        make()

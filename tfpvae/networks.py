@@ -1,0 +1,180 @@
+"""Encoder and decoder networks of the examples: deterministic Keras models.
+
+Each ends in a layer without activation, whose outputs are the unconstrained parameters of the
+distribution block that follows. The architectures are those of F. Chollet's tutorials on
+variational autoencoders with Keras, after Kingma and Welling, "Auto-Encoding Variational Bayes"
+(2014).
+"""
+
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+import tf_keras as keras
+
+
+def mlp_encoder(
+    input_shape: int | Iterable[int], params_size: int, hidden: int | Iterable[int] = (256,)
+) -> keras.Sequential:
+    """Make a fully connected encoder: Flatten if needed, Dense ReLU layers, linear Dense.
+
+    Args:
+        input_shape: shape of one example, (784,) or (28, 28, 1); a number D means (D,).
+        params_size: number of outputs, the `params_size` of the posterior.
+        hidden: number of units of each hidden layer; () for none.
+
+    Returns:
+        A built model, [B, *input_shape] -> [B, params_size].
+
+    Raises:
+        TypeError: a size is not an integer.
+        ValueError: a size is not positive, or the shape is empty.
+
+    Example:
+        >>> mlp_encoder((28, 28, 1), params_size=4).output_shape
+        (None, 4)
+    """
+    shape = _sizes("input_shape", input_shape)
+    if not shape:
+        raise ValueError("input_shape must have at least one axis, got ()")
+    flatten = [keras.layers.Flatten()] if len(shape) > 1 else []
+    return keras.Sequential(
+        [keras.Input(shape), *flatten, *_dense_layers(hidden, _size("params_size", params_size))]
+    )
+
+
+def mlp_decoder(
+    latent_size: int, params_size: int, hidden: int | Iterable[int] = (256,)
+) -> keras.Sequential:
+    """Make a fully connected decoder: Dense ReLU layers, linear Dense.
+
+    Args:
+        latent_size: number of latent variables.
+        params_size: number of outputs, the `params_size` of the likelihood.
+        hidden: number of units of each hidden layer; () for none.
+
+    Returns:
+        A built model, [B, latent_size] -> [B, params_size].
+
+    Raises:
+        TypeError: a size is not an integer.
+        ValueError: a size is not positive.
+
+    Example:
+        >>> mlp_decoder(latent_size=2, params_size=784).output_shape
+        (None, 784)
+    """
+    return keras.Sequential(
+        [
+            keras.Input((_size("latent_size", latent_size),)),
+            *_dense_layers(hidden, _size("params_size", params_size)),
+        ]
+    )
+
+
+def conv_encoder(input_shape: Iterable[int], params_size: int) -> keras.Sequential:
+    """Make a convolutional encoder of images.
+
+    3x3 convolutions of 32 and 64 filters with stride 2 and ReLU, Dense of 16 units with ReLU,
+    linear Dense; 69,076 weights for (28, 28, 1) and 4 parameters.
+
+    Args:
+        input_shape: (height, width, channels) of an image.
+        params_size: number of outputs, the `params_size` of the posterior.
+
+    Returns:
+        A built model, [B, height, width, channels] -> [B, params_size].
+
+    Raises:
+        TypeError: a size is not an integer.
+        ValueError: a size is not positive, or the shape has not three axes.
+
+    Example:
+        >>> conv_encoder((28, 28, 1), params_size=4).count_params()
+        69076
+    """
+    return keras.Sequential(
+        [
+            keras.Input(_image_shape("input_shape", input_shape)),
+            keras.layers.Conv2D(32, 3, strides=2, padding="same", activation="relu"),
+            keras.layers.Conv2D(64, 3, strides=2, padding="same", activation="relu"),
+            keras.layers.Flatten(),
+            *_dense_layers((16,), _size("params_size", params_size)),
+        ]
+    )
+
+
+def conv_decoder(
+    latent_size: int, output_shape: Iterable[int], params_per_channel: int = 1
+) -> keras.Sequential:
+    """Make a convolutional decoder of images.
+
+    Dense to height/4 x width/4 x 64 with ReLU, 3x3 transposed convolutions of 64 and 32 filters
+    with stride 2 and ReLU, a linear one with stride 1; 65,089 weights for 2 latent variables and
+    (28, 28, 1).
+
+    Args:
+        latent_size: number of latent variables.
+        output_shape: (height, width, channels) of an image; height and width are multiples of 4.
+        params_per_channel: how many parameters the likelihood has for each channel of each pixel.
+
+    Returns:
+        A built model, [B, latent_size] -> [B, height, width, channels * params_per_channel].
+
+    Raises:
+        TypeError: a size is not an integer.
+        ValueError: a size is not positive, the shape has not three axes, or height or width is not
+            divisible by 4.
+
+    Example:
+        >>> conv_decoder(latent_size=2, output_shape=(28, 28, 1)).count_params()
+        65089
+    """
+    height, width, channels = _image_shape("output_shape", output_shape)
+    if height % 4 or width % 4:
+        raise ValueError(
+            "the height and width of output_shape must be divisible by 4, because two layers "
+            f"double them; got {height} x {width}"
+        )
+    params = channels * _size("params_per_channel", params_per_channel)
+    return keras.Sequential(
+        [
+            keras.Input((_size("latent_size", latent_size),)),
+            keras.layers.Dense(height // 4 * (width // 4) * 64, activation="relu"),
+            keras.layers.Reshape((height // 4, width // 4, 64)),
+            keras.layers.Conv2DTranspose(64, 3, strides=2, padding="same", activation="relu"),
+            keras.layers.Conv2DTranspose(32, 3, strides=2, padding="same", activation="relu"),
+            keras.layers.Conv2DTranspose(params, 3, padding="same"),
+        ]
+    )
+
+
+def _dense_layers(hidden: int | Iterable[int], params_size: int) -> list[keras.layers.Layer]:
+    return [
+        *(keras.layers.Dense(units, activation="relu") for units in _sizes("hidden", hidden)),
+        keras.layers.Dense(params_size),
+    ]
+
+
+def _size(name: str, value: Any) -> int:
+    # A bool is an integer to Python, but True is no size.
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return int(value)
+
+
+def _sizes(name: str, value: Any) -> tuple[int, ...]:
+    if isinstance(value, numbers.Integral):
+        return (_size(name, value),)
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be an integer or a sequence of integers, got {value!r}")
+    return tuple(_size(f"{name}[{i}]", size) for i, size in enumerate(value))
+
+
+def _image_shape(name: str, value: Any) -> tuple[int, ...]:
+    shape = _sizes(name, value)
+    if len(shape) != 3:
+        raise ValueError(f"{name} must be (height, width, channels), got {value!r}")
+    return shape
