@@ -106,7 +106,7 @@ class DistributionLayer(tfp.layers.DistributionLambda):
         distribution = _distribution_class(distribution)
         event_shape = _shape("event_shape", event_shape)
         conversion = _Conversion(convert_to_tensor_fn, num_samples)
-        signature = inspect.signature(distribution).parameters
+        signature = _signature(distribution)
         fixed = {name: kwargs.pop(name) for name in list(kwargs) if name in _named(signature)}
         _refuse_unknown(distribution, signature, kwargs)
         if type(kwargs.get("activity_regularizer")) is tfp.layers.KLDivergenceRegularizer:
@@ -195,7 +195,7 @@ class DistributionLayer(tfp.layers.DistributionLambda):
             "convert_to_tensor_fn": self._conversion.name,
             **self._fixed,
         }
-        if "distribution" in inspect.signature(type(self)).parameters:
+        if "distribution" in _signature(type(self)):
             config["distribution"] = _distribution_name(self._distribution_class)
         if self._conversion.num_samples is not None:
             config["num_samples"] = self._conversion.num_samples
@@ -281,7 +281,7 @@ class DistributionLayer(tfp.layers.DistributionLambda):
 
     def _free_parameters(self) -> tuple[_Parameter, ...]:
         """The parameters that the input provides, in TFP's order."""
-        signature = inspect.signature(self._distribution_class).parameters
+        signature = _signature(self._distribution_class)
         named = {*self._given, *self._constraints}
         properties = self._properties()
         for name in self._constraints:
@@ -334,7 +334,7 @@ class DistributionLayer(tfp.layers.DistributionLambda):
     def _fixed_parameters(self) -> dict[str, Any]:
         properties = self._properties()
         values = {}
-        if "dtype" in inspect.signature(self._distribution_class).parameters:
+        if "dtype" in _signature(self._distribution_class):
             values["dtype"] = tf.as_dtype(self._sample_dtype or self.dtype)
         for name, value in self._given.items():
             property_ = properties.get(name)
@@ -584,6 +584,11 @@ def _full_precision(dtype: Any) -> str:
     return "float64" if policy.variable_dtype == "float64" else "float32"
 
 
+def _signature(made: type) -> dict[str, Any]:
+    """The constructor's arguments; of the class itself TFP shows `*args, **kwargs` at times."""
+    return dict(list(inspect.signature(made.__init__).parameters.items())[1:])  # type: ignore[misc]
+
+
 def _named(signature: Mapping[str, Any]) -> set[str]:
     """The arguments of a distribution that a layer takes by name; the other two are Keras's."""
     return {*signature} - {"name", "dtype"}
@@ -698,7 +703,7 @@ def to_json(argument: str, value: Any) -> Any:
         return {"tfpvae": "array", "dtype": array.dtype.name, "values": array.tolist()}
     for kind, (module, base) in _TFP.items():
         if isinstance(value, base) and getattr(module, type(value).__name__, 0) is type(value):
-            signature = inspect.signature(type(value)).parameters
+            signature = _signature(type(value))
             parameters = {
                 name: to_json(argument, item)
                 for name, item in value.parameters.items()
