@@ -19,8 +19,10 @@ PUBLISHED_URL = datasets._MNIST_URL
 
 @pytest.fixture(autouse=True)
 def nowhere(monkeypatch, tmp_path):
-    """No test sees the user's files or reaches the network: the origin is a missing file."""
+    """No test touches the user's files or the network: the origin is a missing file."""
     monkeypatch.delenv("TFPVAE_DATA", raising=False)
+    for home in ("HOME", "USERPROFILE"):  # not even when the loader is broken
+        monkeypatch.setenv(home, str(tmp_path / "home"))
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     monkeypatch.setattr(datasets, "_MNIST_URL", (tmp_path / "unplugged" / "mnist.npz").as_uri())
 
@@ -129,9 +131,7 @@ class TestSources:
 
     def test_home_is_where_keras_looks_without_a_variable(self, monkeypatch, tmp_path):
         monkeypatch.delenv("KERAS_HOME")
-        monkeypatch.setenv("HOME", str(tmp_path))
-        monkeypatch.setenv("USERPROFILE", str(tmp_path))
-        archive(tmp_path / ".keras" / "datasets" / "mnist.npz", seed=4)
+        archive(tmp_path / "home" / ".keras" / "datasets" / "mnist.npz", seed=4)
         assert holds(datasets.load("mnist"), seed=4)
         assert holds(datasets.load("mnist", "~/.keras/datasets"), seed=4)
 
@@ -223,6 +223,17 @@ class TestDownload:
                 datasets.load("mnist")
         assert list(cache.parent.iterdir()) == []
         assert holds(datasets.load("mnist"), seed=7)
+
+    def test_interrupted_before_the_file_has_its_name_leaves_nothing(
+        self, monkeypatch, cache, origin
+    ):
+        def interrupted(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            datasets.load("mnist")
+        assert list(cache.parent.iterdir()) == []
 
     def test_killed_half_way_leaves_nothing_under_the_name(self, cache, origin):
         script = """

@@ -95,9 +95,10 @@ def test_convolutions_are_those_of_the_tutorial():
 
 
 def test_two_of_a_kind_in_one_model():
-    inputs = keras.Input((8,))
-    outputs = networks.mlp_decoder(4, 2)(networks.mlp_encoder(8, 4)(inputs))
-    assert keras.Model(inputs, outputs).output_shape == (None, 2)
+    for make in (networks.mlp_encoder, networks.mlp_decoder):
+        inputs = keras.Input((8,))
+        outputs = make(4, 2)(make(8, 4)(inputs))
+        assert keras.Model(inputs, outputs).output_shape == (None, 2)
 
 
 def test_sizes_of_numpy_and_lists_are_sizes():

@@ -47,14 +47,14 @@ def test_docstring_examples():
 
 def test_matplotlib_is_imported_when_drawing_and_pyplot_never():
     script = """
-        import sys
+        import io, sys
         from tfpvae import plotting
         assert "matplotlib" not in sys.modules
         assert "tensorflow" not in sys.modules
         plotting.prior_grid(3)
         assert "matplotlib" not in sys.modules
         ax = plotting.convergence({"loss": [1.0]})
-        ax.figure.savefig("/dev/null" if sys.platform != "win32" else "nul", format="png")
+        ax.figure.savefig(io.BytesIO(), format="png")
         assert "matplotlib" in sys.modules
         assert "matplotlib.pyplot" not in sys.modules
     """
@@ -179,8 +179,9 @@ class TestLatentPlane:
         assert len(set(colours)) == 3
         bar = ax.figure.axes[-1]
         assert texts(bar.get_yticklabels()) == names
-        # The tick of a name lies in the patch of its colour.
-        patches = ax.figure.axes[-1].collections[-1]
+        # The tick of a name lies in the middle of the patch of its colour.
+        assert (*bar.get_yticks(), *bar.get_ylim()) == (0, 1, 2, -0.5, 2.5)
+        patches = bar.collections[-1]
         order = [list(names).index(str(label)) for label in labels]
         expected = [to_hex(patches.cmap(patches.norm(tick))) for tick in bar.get_yticks()]
         assert colours == [expected[i] for i in order]
@@ -279,9 +280,11 @@ class TestManifold:
         grid = z.reshape(n, n, 2)
         assert len(ax.get_xticks()) == len(ax.get_yticks()) == marked
         for tick, text in zip(ax.get_xticks(), texts(ax.get_xticklabels()), strict=True):
-            assert float(text) == pytest.approx(grid[0, round((tick - 1) / 3), 0], abs=0.051)
+            assert (tick - 1) % 3 == 0  # the middle of the three pixels of an image
+            assert float(text) == pytest.approx(grid[0, int(tick) // 3, 0], abs=0.051)
         for tick, text in zip(ax.get_yticks(), texts(ax.get_yticklabels()), strict=True):
-            assert float(text) == pytest.approx(grid[round((tick - 0.5) / 2), 0, 1], abs=0.051)
+            assert (tick - 0.5) % 2 == 0  # between the two pixels of an image
+            assert float(text) == pytest.approx(grid[int(tick) // 2, 0, 1], abs=0.051)
         np.testing.assert_array_equal(np.diff(ax.get_xticks()), np.diff(ax.get_xticks())[::-1])
         assert "-0.0" not in texts(ax.get_xticklabels())
 
@@ -324,6 +327,8 @@ class TestManifold:
             (X, np.full((9, 2), np.nan), ValueError, "z must be finite"),
             (X, X[:, 0, :2], ValueError, "z must be a grid"),
             (X, plotting.prior_grid(3)[:, ::-1], ValueError, "z must be a grid"),
+            (X, plotting.prior_grid(3)[:, [0, 0]], ValueError, "z must be a grid"),
+            (X, plotting.prior_grid(3)[:, [1, 1]], ValueError, "z must be a grid"),
         ],
     )
     def test_bad_input(self, images, z, error, message):

@@ -211,7 +211,7 @@ def _read_mnist(file: Path) -> Dataset:
         ("train", data.x_train, data.y_train),
         ("test", data.x_test, data.y_test),
     ):
-        if x.dtype != np.uint8 or x.ndim != 3 or x.shape[1:] != (28, 28) or len(x) == 0:
+        if x.dtype != np.uint8 or x.shape[1:] != (28, 28) or len(x) == 0:
             raise refusal(f"x_{part} is {x.dtype} {list(x.shape)}")
         if y.dtype.kind not in "iu" or y.shape != (len(x),):
             raise refusal(f"y_{part} is {y.dtype} {list(y.shape)} for {len(x)} images")

@@ -229,12 +229,13 @@ def _apart_kl(source: _KLSource, prior: Any, differences: list[str]) -> np.ndarr
     if source.posterior is None:
         differences.append("The model has no posterior layer: there is no KL, and no ELBO.")
         return np.zeros(1)
-    prior = prior if prior is not None else source.prior
-    if prior is None:
+    if source.prior is None:
         differences.append(
             "Nothing adds a KL to the loss: it is the nll alone. Give the posterior layer "
             "activity_regularizer=tfpvae.KLDivergenceRegularizer(prior)."
         )
+    prior = source.prior if prior is None else prior
+    if prior is None:
         return np.full(1, math.nan)
     if not isinstance(prior, tfd.Distribution):
         prior = prior(0.0) if isinstance(prior, keras.Model) else prior()

@@ -302,7 +302,7 @@ def reconstructions(originals: ArrayLike, reconstructed: ArrayLike, ax: Axes | N
     )
     count, height, width = rows.shape[1:4]
     inches = min(0.9, 14.0 / count)  # for the width of an image
-    ax = _axes(ax, (max(inches * count + 1.4, 3.2), 2 * inches * height / width + 0.2))
+    ax = _axes(ax, (inches * count + 1.4, 2 * inches * height / width + 0.2))
     _draw(ax, rows, "W")
     ax.set_xticks([])
     ax.set_yticks([height / 2 - 0.5, 1.5 * height - 0.5], labels=["original", "reconstruction"])
