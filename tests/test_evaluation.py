@@ -195,7 +195,7 @@ def test_bad_arguments(x):
         check_elbo(3, x)
     uncompiled = vae()
     uncompiled._is_compiled = False
-    with pytest.raises(ValueError, match="not compiled, call model.compile"):
+    with pytest.raises(ValueError, match=r"not compiled, call model\.compile"):
         check_elbo(uncompiled, x)
     with pytest.raises(ValueError, match=r"sample_weight: got shape \(3,\), wanted \(64,\)"):
         check_elbo(vae(), x, sample_weight=np.ones(3))

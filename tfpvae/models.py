@@ -235,6 +235,11 @@ class VAE(training.ProbabilisticModel):
 
     def build(self, input_shape: Any) -> None:
         """Build both networks by passing one example of this shape `[B, ...]` through them."""
+        shapes = (input_shape[1:], self.prior.event_shape)
+        for network, shape in zip((self.encoder, self.decoder), shapes, strict=True):
+            if isinstance(network, keras.Sequential) and not network.built:
+                # For any batch size at once: else it is rebuilt, which takes draws, at the next.
+                network.build((None, *shape))
         with layers.noise(0):
             q, z = self._encode(tf.zeros((1, *input_shape[1:]), self.prior.dtype), False)
             _check_sizes(self.prior().event_shape, q.event_shape)

@@ -238,7 +238,8 @@ class ProbabilisticModel(keras.Model):
 
     def _checked_validation(self, data: Any) -> Any:
         names = ("validation_data", "validation_data[1]", "validation_data[2]")
-        if not isinstance(data, (tuple, list)) or np.isscalar(data[0] if data else 0.0):
+        arrays = isinstance(data, list) and all(hasattr(item, "shape") for item in data)
+        if not (isinstance(data, tuple) or arrays):
             data = (data,)
         x, y, weight = self._checked(names, *_unpack(tuple(data)))
         if _is_stream(x):
