@@ -22,10 +22,10 @@ class Dataset(NamedTuple):
     """Images and integer labels for training and testing.
 
     Attributes:
-        x_train: training images, [N, H, W], or [N, H*W] when flattened.
-        y_train: their class labels, int64 [N].
-        x_test: test images, [M, H, W] or [M, H*W].
-        y_test: their class labels, int64 [M].
+      x_train: training images, [N, H, W], or [N, H*W] when flattened.
+      y_train: their class labels, int64 [N].
+      x_test: test images, [M, H, W] or [M, H*W].
+      y_test: their class labels, int64 [M].
     """
 
     x_train: np.ndarray
@@ -55,28 +55,28 @@ def load(
     4. a download into that cache, which keeps the file only if its SHA-256 is the published one.
 
     Args:
-        name: "digits" or "mnist".
-        path: where the MNIST archive is; only for "mnist".
-        scale: divide by the largest possible level; the images are then float32 in [0, 1].
-        flatten: make each image one row of H*W pixels.
+      name: "digits" or "mnist".
+      path: where the MNIST archive is; only for "mnist".
+      scale: divide by the largest possible level; the images are then float32 in [0, 1].
+      flatten: make each image one row of H*W pixels.
 
     Returns:
-        A `Dataset`: x_train, y_train, x_test, y_test. Without `scale` the images are uint8.
+      A `Dataset`: x_train, y_train, x_test, y_test. Without `scale` the images are uint8.
 
     Raises:
-        ValueError: unknown name, a path for "digits", or a file that is not the archive it should
-            be: truncated, of another format, with other arrays, downloaded with a wrong checksum.
-        TypeError: an argument of the wrong type.
-        FileNotFoundError: `path` or TFPVAE_DATA is given and the file is not there.
-        ConnectionError: the download failed.
-        ImportError: "digits" without scikit-learn.
+      ValueError: unknown name, a path for "digits", or a file that is not the archive it should
+        be: truncated, of another format, with other arrays, downloaded with a wrong checksum.
+      TypeError: an argument of the wrong type.
+      FileNotFoundError: `path` or TFPVAE_DATA is given and the file is not there.
+      ConnectionError: the download failed.
+      ImportError: "digits" without scikit-learn.
 
     Example:
-        >>> digits = load("digits", scale=True, flatten=True)
-        >>> digits.x_train.shape, digits.x_test.shape
-        ((1437, 64), (360, 64))
-        >>> float(digits.x_train.max())
-        1.0
+      >>> digits = load("digits", scale=True, flatten=True)
+      >>> digits.x_train.shape, digits.x_test.shape
+      ((1437, 64), (360, 64))
+      >>> float(digits.x_train.max())
+      1.0
     """
     if not isinstance(name, str):
         raise TypeError(f"name must be a string, not {type(name).__name__}")

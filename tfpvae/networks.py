@@ -19,20 +19,20 @@ def mlp_encoder(
     """Make a fully connected encoder: Flatten if needed, Dense ReLU layers, linear Dense.
 
     Args:
-        input_shape: shape of one example, (784,) or (28, 28, 1); a number D means (D,).
-        params_size: number of outputs, the `params_size` of the posterior.
-        hidden: number of units of each hidden layer; () for none.
+      input_shape: shape of one example, (784,) or (28, 28, 1); a number D means (D,).
+      params_size: number of outputs, the `params_size` of the posterior.
+      hidden: number of units of each hidden layer; () for none.
 
     Returns:
-        A built model, [B, *input_shape] -> [B, params_size].
+      A built model, [B, *input_shape] -> [B, params_size].
 
     Raises:
-        TypeError: a size is not an integer.
-        ValueError: a size is not positive, or the shape is empty.
+      TypeError: a size is not an integer.
+      ValueError: a size is not positive, or the shape is empty.
 
     Example:
-        >>> mlp_encoder((28, 28, 1), params_size=4).output_shape
-        (None, 4)
+      >>> mlp_encoder((28, 28, 1), params_size=4).output_shape
+      (None, 4)
     """
     shape = _sizes("input_shape", input_shape)
     if not shape:
@@ -49,20 +49,20 @@ def mlp_decoder(
     """Make a fully connected decoder: Dense ReLU layers, linear Dense.
 
     Args:
-        latent_size: number of latent variables.
-        params_size: number of outputs, the `params_size` of the likelihood.
-        hidden: number of units of each hidden layer; () for none.
+      latent_size: number of latent variables.
+      params_size: number of outputs, the `params_size` of the likelihood.
+      hidden: number of units of each hidden layer; () for none.
 
     Returns:
-        A built model, [B, latent_size] -> [B, params_size].
+      A built model, [B, latent_size] -> [B, params_size].
 
     Raises:
-        TypeError: a size is not an integer.
-        ValueError: a size is not positive.
+      TypeError: a size is not an integer.
+      ValueError: a size is not positive.
 
     Example:
-        >>> mlp_decoder(latent_size=2, params_size=784).output_shape
-        (None, 784)
+      >>> mlp_decoder(latent_size=2, params_size=784).output_shape
+      (None, 784)
     """
     return keras.Sequential(
         [
@@ -79,19 +79,19 @@ def conv_encoder(input_shape: Iterable[int], params_size: int) -> keras.Sequenti
     linear Dense; 69,076 weights for (28, 28, 1) and 4 parameters.
 
     Args:
-        input_shape: (height, width, channels) of an image.
-        params_size: number of outputs, the `params_size` of the posterior.
+      input_shape: (height, width, channels) of an image.
+      params_size: number of outputs, the `params_size` of the posterior.
 
     Returns:
-        A built model, [B, height, width, channels] -> [B, params_size].
+      A built model, [B, height, width, channels] -> [B, params_size].
 
     Raises:
-        TypeError: a size is not an integer.
-        ValueError: a size is not positive, or the shape has not three axes.
+      TypeError: a size is not an integer.
+      ValueError: a size is not positive, or the shape has not three axes.
 
     Example:
-        >>> conv_encoder((28, 28, 1), params_size=4).count_params()
-        69076
+      >>> conv_encoder((28, 28, 1), params_size=4).count_params()
+      69076
     """
     return keras.Sequential(
         [
@@ -114,21 +114,21 @@ def conv_decoder(
     (28, 28, 1).
 
     Args:
-        latent_size: number of latent variables.
-        output_shape: (height, width, channels) of an image; height and width are multiples of 4.
-        params_per_channel: how many parameters the likelihood has for each channel of each pixel.
+      latent_size: number of latent variables.
+      output_shape: (height, width, channels) of an image; height and width are multiples of 4.
+      params_per_channel: how many parameters the likelihood has for each channel of each pixel.
 
     Returns:
-        A built model, [B, latent_size] -> [B, height, width, channels * params_per_channel].
+      A built model, [B, latent_size] -> [B, height, width, channels * params_per_channel].
 
     Raises:
-        TypeError: a size is not an integer.
-        ValueError: a size is not positive, the shape has not three axes, or height or width is not
-            divisible by 4.
+      TypeError: a size is not an integer.
+      ValueError: a size is not positive, the shape has not three axes, or height or width is not
+        divisible by 4.
 
     Example:
-        >>> conv_decoder(latent_size=2, output_shape=(28, 28, 1)).count_params()
-        65089
+      >>> conv_decoder(latent_size=2, output_shape=(28, 28, 1)).count_params()
+      65089
     """
     height, width, channels = _image_shape("output_shape", output_shape)
     if height % 4 or width % 4:

@@ -33,22 +33,22 @@ def convergence(history: Any, ax: Axes | None = None) -> Axes:
     colour of its curves. That axis is the last of ``ax.figure.axes``.
 
     Args:
-        history: what `fit` returns, or its `history`: lists of one number per epoch under "loss",
-            "nll", "kl", "val_loss", "val_nll" and "val_kl". What is missing is not drawn, what else
-            there is neither; "loss" is required.
-        ax: the Axes to draw on.
+      history: what `fit` returns, or its `history`: lists of one number per epoch under "loss",
+        "nll", "kl", "val_loss", "val_nll" and "val_kl". What is missing is not drawn, what else
+        there is neither; "loss" is required.
+      ax: the Axes to draw on.
 
     Returns:
-        The Axes of loss and nll.
+      The Axes of loss and nll.
 
     Raises:
-        TypeError: `history` is no mapping.
-        ValueError: no loss, no epochs, lists of different lengths, NaN or infinity.
+      TypeError: `history` is no mapping.
+      ValueError: no loss, no epochs, lists of different lengths, NaN or infinity.
 
     Example:
-        >>> ax = convergence({"loss": [5.0, 4.0], "nll": [4.0, 2.0], "kl": [1.0, 2.0]})
-        >>> ax.get_ylabel()
-        'loss, nll (nats per example)'
+      >>> ax = convergence({"loss": [5.0, 4.0], "nll": [4.0, 2.0], "kl": [1.0, 2.0]})
+      >>> ax.get_ylabel()
+      'loss, nll (nats per example)'
     """
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
@@ -94,22 +94,22 @@ def latent_plane(z: ArrayLike, labels: ArrayLike | None = None, ax: Axes | None 
     """Draw points of a two-dimensional latent space, coloured by label with a colour bar.
 
     Args:
-        z: the points, [N, 2].
-        labels: integers or strings [N] are classes, each with its colour and its name on the colour
-            bar; floating-point numbers [N] are a quantity with a continuous colour scale.
-        ax: the Axes to draw on.
+      z: the points, [N, 2].
+      labels: integers or strings [N] are classes, each with its colour and its name on the colour
+        bar; floating-point numbers [N] are a quantity with a continuous colour scale.
+      ax: the Axes to draw on.
 
     Returns:
-        The Axes, with the same scale on both axes.
+      The Axes, with the same scale on both axes.
 
     Raises:
-        TypeError: `z` or `labels` hold something else.
-        ValueError: wrong shapes, no points, NaN or infinity.
+      TypeError: `z` or `labels` hold something else.
+      ValueError: wrong shapes, no points, NaN or infinity.
 
     Example:
-        >>> ax = latent_plane([[0.0, 1.0], [2.0, 3.0], [1.0, 1.0]], labels=[3, 7, 3])
-        >>> [tick.get_text() for tick in ax.figure.axes[-1].get_yticklabels()]
-        ['3', '7']
+      >>> ax = latent_plane([[0.0, 1.0], [2.0, 3.0], [1.0, 1.0]], labels=[3, 7, 3])
+      >>> [tick.get_text() for tick in ax.figure.axes[-1].get_yticklabels()]
+      ['3', '7']
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import BoundaryNorm, ListedColormap
@@ -171,22 +171,22 @@ def prior_grid(num: int, quantile_range: tuple[float, float] = (0.01, 0.99)) -> 
     with the largest z2; z1 grows to the right along a row.
 
     Args:
-        num: number of values along each axis, at least 2.
-        quantile_range: the lowest and the highest probability, 0 < low < high < 1.
+      num: number of values along each axis, at least 2.
+      quantile_range: the lowest and the highest probability, 0 < low < high < 1.
 
     Returns:
-        The points z1, z2, float32 [num * num, 2].
+      The points z1, z2, float32 [num * num, 2].
 
     Raises:
-        TypeError: `num` is not an integer.
-        ValueError: `num` or `quantile_range` is out of range.
+      TypeError: `num` is not an integer.
+      ValueError: `num` or `quantile_range` is out of range.
 
     Example:
-        >>> print(prior_grid(2, (0.16, 0.84)).round(1))
-        [[-1.  1.]
-         [ 1.  1.]
-         [-1. -1.]
-         [ 1. -1.]]
+      >>> print(prior_grid(2, (0.16, 0.84)).round(1))
+      [[-1.  1.]
+       [ 1.  1.]
+       [-1. -1.]
+       [ 1. -1.]]
     """
     if not isinstance(num, numbers.Integral) or isinstance(num, bool):
         raise TypeError(f"num must be an integer, got {num!r}")
@@ -209,27 +209,27 @@ def manifold(images: ArrayLike, ax: Axes | None = None, *, z: ArrayLike | None =
     """Draw decoded images as one mosaic in which z1 grows to the right and z2 upwards.
 
     Args:
-        images: images decoded from `prior_grid`, in its order (rows from the top, each from the
-            left): [n*n, H, W], [n*n, H, W, 1] or [n*n, H, W, 3], or [n*n, H*W] if they are square.
-            Grey levels are drawn from black, the smaller of 0 and the least, to white, the
-            greatest; colours are in [0, 1], or uint8.
-        ax: the Axes to draw on.
-        z: the grid [n*n, 2] that was decoded; its values label the axes.
+      images: images decoded from `prior_grid`, in its order (rows from the top, each from the
+        left): [n*n, H, W], [n*n, H, W, 1] or [n*n, H, W, 3], or [n*n, H*W] if they are square.
+        Grey levels are drawn from black, the smaller of 0 and the least, to white, the
+        greatest; colours are in [0, 1], or uint8.
+      ax: the Axes to draw on.
+      z: the grid [n*n, 2] that was decoded; its values label the axes.
 
     Returns:
-        The Axes.
+      The Axes.
 
     Raises:
-        TypeError: `images` or `z` are not numbers.
-        ValueError: a number of images that is no square, wrong shapes, no images, NaN, infinity,
-            colours out of range, or `z` that is no grid.
+      TypeError: `images` or `z` are not numbers.
+      ValueError: a number of images that is no square, wrong shapes, no images, NaN, infinity,
+        colours out of range, or `z` that is no grid.
 
     Example:
-        >>> z = prior_grid(4)
-        >>> images = np.tanh(z @ np.ones((2, 64)))  # a decoder stands here
-        >>> ax = manifold(images, z=z)
-        >>> ax.images[0].get_array().shape
-        (32, 32)
+      >>> z = prior_grid(4)
+      >>> images = np.tanh(z @ np.ones((2, 64)))  # a decoder stands here
+      >>> ax = manifold(images, z=z)
+      >>> ax.images[0].get_array().shape
+      (32, 32)
     """
     pictures = _images("images", images)
     n = math.isqrt(len(pictures))
@@ -269,23 +269,23 @@ def reconstructions(originals: ArrayLike, reconstructed: ArrayLike, ax: Axes | N
     """Draw originals in a row and their reconstructions in a second row beneath.
 
     Args:
-        originals: [N, H, W], [N, H, W, 1] or [N, H, W, 3], or [N, H*W] for square images.
-        reconstructed: as many images of the same size and on the same scale, because one grey
-            scale serves both rows.
-        ax: the Axes to draw on.
+      originals: [N, H, W], [N, H, W, 1] or [N, H, W, 3], or [N, H*W] for square images.
+      reconstructed: as many images of the same size and on the same scale, because one grey
+        scale serves both rows.
+      ax: the Axes to draw on.
 
     Returns:
-        The Axes.
+      The Axes.
 
     Raises:
-        TypeError: an argument does not hold numbers.
-        ValueError: wrong or different shapes, no images, NaN, infinity, or colours out of range.
+      TypeError: an argument does not hold numbers.
+      ValueError: wrong or different shapes, no images, NaN, infinity, or colours out of range.
 
     Example:
-        >>> x = np.eye(8).reshape(2, 4, 8)
-        >>> ax = reconstructions(x, 0.5 * x)
-        >>> [tick.get_text() for tick in ax.get_yticklabels()]
-        ['original', 'reconstruction']
+      >>> x = np.eye(8).reshape(2, 4, 8)
+      >>> ax = reconstructions(x, 0.5 * x)
+      >>> [tick.get_text() for tick in ax.get_yticklabels()]
+      ['original', 'reconstruction']
     """
     top, bottom = _images("originals", originals), _images("reconstructed", reconstructed)
     if top.shape != bottom.shape:

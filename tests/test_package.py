@@ -1,0 +1,148 @@
+"""The package as a whole: imports go one way, docstrings run, names are documented."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+import tf_keras as keras
+
+import tfpvae
+
+FOLDER = Path(tfpvae.__file__).parent
+MODULES = sorted(module.name for module in pkgutil.iter_modules([str(FOLDER)]))
+
+# Each module and what of ours it may import: a floor rests on the floors below.
+ALLOWED = {
+    "layers": set(),
+    "losses": {"layers"},
+    "regularizers": {"layers"},
+    "objectives": {"layers", "regularizers"},
+    "training": {"layers"},
+    "datasets": set(),
+    "networks": {"layers"},
+    "plotting": set(),
+    "priors": {"layers"},
+    "posteriors": {"layers"},
+    "likelihoods": {"layers"},
+    "evaluation": {"layers", "training"},
+    "models": {"layers", "losses", "objectives", "priors", "regularizers", "training"},
+}
+
+
+def imports_of(module):
+    """The modules of ours that a module imports, anywhere in its code."""
+    found = set()
+    for node in ast.walk(ast.parse((FOLDER / f"{module}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "tfpvae":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tfpvae."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("tfpvae.")}
+    return found
+
+
+def test_every_module_has_its_floor():
+    assert set(MODULES) == set(ALLOWED)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_one_way(module):
+    assert imports_of(module) <= ALLOWED[module]
+
+
+def run(code):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+
+
+def test_blocks_load_no_model_code():
+    code = "import sys; from tfpvae import likelihoods, posteriors, priors; print(*sys.modules)"
+    loaded = {name for name in run(code) if name.startswith("tfpvae.")}
+    assert loaded == {
+        "tfpvae.layers",
+        "tfpvae.likelihoods",
+        "tfpvae.posteriors",
+        "tfpvae.priors",
+    }
+
+
+def test_importing_the_package_loads_nothing_else():
+    loaded = run("import sys, tfpvae; print(*sys.modules)")
+    assert "tensorflow" not in loaded
+    assert [name for name in loaded if name.startswith("tfpvae")] == ["tfpvae"]
+
+
+def test_public_names_are_there_and_listed():
+    for name in tfpvae.__all__:
+        assert getattr(tfpvae, name) is not None
+        assert name in dir(tfpvae)
+    with pytest.raises(AttributeError, match="has no attribute 'VEA'"):
+        _ = tfpvae.VEA
+
+
+def test_version_is_stated_once():
+    written = [path for path in FOLDER.glob("*.py") if tfpvae.__version__ in path.read_text()]
+    assert [path.name for path in written] == ["__init__.py"]
+    changelog = (FOLDER.parent / "CHANGELOG.md").read_text()
+    assert f"## {tfpvae.__version__}" in changelog
+
+
+def public(module):
+    """The public classes and functions that a module defines."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and getattr(value, "__module__", None) == module.__name__
+        and (inspect.isclass(value) or inspect.isfunction(value))
+    }
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_public_names_are_documented(name):
+    module = importlib.import_module(f"tfpvae.{name}")
+    assert module.__doc__
+    for title, value in public(module).items():
+        assert value.__doc__, f"{name}.{title} has no docstring"
+        first = value.__doc__.strip().split("\n\n")[0]
+        assert first.endswith("."), f"{name}.{title}: its first paragraph is no sentence"
+        for method, function in vars(value).items() if inspect.isclass(value) else ():
+            if inspect.isfunction(function) and not method.startswith("_"):
+                assert function.__doc__, f"{name}.{title}.{method} has no docstring"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings_run(name):
+    module = importlib.import_module(f"tfpvae.{name}")
+    names = {"np": np, "tf": tf, "tfp": tfp, "tfd": tfp.distributions, "keras": keras}
+    result = doctest.testmod(
+        module,
+        extraglobs=names,
+        optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS,
+        raise_on_error=False,
+    )
+    assert result.failed == 0
+
+
+BLOCKS = ["priors", "posteriors", "likelihoods"]
+
+
+@pytest.mark.parametrize("name", [*BLOCKS, "regularizers", "objectives", "losses", "models"])
+def test_public_names_have_an_example_and_an_equation(name):
+    for title, value in public(importlib.import_module(f"tfpvae.{name}")).items():
+        if title.endswith(("weight", "weight_config", "from_config")):
+            continue
+        assert ">>>" in value.__doc__, f"{name}.{title} has no example"
+        if title not in ("Likelihood",):
+            assert "$$" in value.__doc__, f"{name}.{title} has no equation"
