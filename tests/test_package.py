@@ -22,19 +22,31 @@ MODULES = sorted(module.name for module in pkgutil.iter_modules([str(FOLDER)]))
 
 # Each module and what of ours it may import: a floor rests on the floors below.
 ALLOWED = {
-    "layers": set(),
+    "noise": set(),
+    "serialization": set(),
+    "checks": set(),
+    "layers": {"checks", "noise", "serialization"},
     "losses": {"layers"},
-    "regularizers": {"layers"},
+    "regularizers": {"checks", "layers", "noise", "serialization"},
     "objectives": {"layers", "regularizers"},
-    "training": {"layers"},
+    "training": {"checks", "noise"},
     "datasets": set(),
     "networks": {"layers"},
     "plotting": set(),
-    "priors": {"layers"},
+    "priors": {"layers", "serialization"},
     "posteriors": {"layers"},
     "likelihoods": {"layers"},
-    "evaluation": {"layers", "training"},
-    "models": {"layers", "losses", "objectives", "priors", "regularizers", "training"},
+    "evaluation": {"checks", "noise", "training"},
+    "models": {
+        "checks",
+        "layers",
+        "losses",
+        "noise",
+        "objectives",
+        "priors",
+        "regularizers",
+        "training",
+    },
 }
 
 
@@ -67,20 +79,20 @@ def run(code):
 
 
 def test_blocks_load_no_model_code():
-    code = "import sys; from tfpvae import likelihoods, posteriors, priors; print(*sys.modules)"
-    loaded = {name for name in run(code) if name.startswith("tfpvae.")}
-    assert loaded == {
-        "tfpvae.layers",
-        "tfpvae.likelihoods",
-        "tfpvae.posteriors",
-        "tfpvae.priors",
-    }
-
-
-def test_importing_the_package_loads_nothing_else():
+    """Nor what draws or downloads; but all that a saved model's layers are made of."""
     loaded = run("import sys, tfpvae; print(*sys.modules)")
-    assert "tensorflow" not in loaded
-    assert [name for name in loaded if name.startswith("tfpvae")] == ["tfpvae"]
+    assert {name.split(".")[1] for name in loaded if name.startswith("tfpvae.")} == {
+        "checks",
+        "layers",
+        "likelihoods",
+        "losses",
+        "noise",
+        "objectives",
+        "posteriors",
+        "priors",
+        "regularizers",
+        "serialization",
+    }
 
 
 def test_public_names_are_there_and_listed():

@@ -1,4 +1,4 @@
-"""Noise, and the check of the data: nothing bad trains silently."""
+"""The check of the data: nothing bad trains silently."""
 
 import keras as keras3
 import numpy as np
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tfpvae import VAE, likelihoods, posteriors, priors, training
+from tfpvae import VAE, likelihoods, posteriors, priors
 
 D, K, N = 4, 2, 20
 
@@ -31,55 +31,6 @@ def build(likelihood=None, data_size=D):
 @pytest.fixture
 def x(rng):
     return rng.random((N, D)).astype("float32")
-
-
-# Noise.
-
-
-def test_noise_never_returns_the_same_seed_twice():
-    noise = training.Noise(seed=0)
-    seeds = [tuple(noise.next().numpy()) for _ in range(100)]
-    seeds += [tuple(noise.next(evaluation=True).numpy()) for _ in range(100)]
-    assert len(set(seeds)) == 200
-
-
-def test_noise_is_fixed_by_its_state():
-    one, other = training.Noise(seed=3), training.Noise(seed=4)
-    first = [one.next().numpy() for _ in range(3)]
-    other.set_weights(one.get_weights())
-    fourth = one.next().numpy()
-    np.testing.assert_array_equal(other.next(), fourth)
-    again = training.Noise(seed=3)
-    np.testing.assert_array_equal([again.next() for _ in range(3)], first)
-
-
-def test_evaluation_noise_starts_anew_and_leaves_the_other_alone():
-    noise = training.Noise(seed=0)
-    first = noise.next(evaluation=True).numpy()
-    assert not np.array_equal(noise.next(evaluation=True), first)
-    noise.rewind_evaluation()
-    np.testing.assert_array_equal(noise.next(evaluation=True), first)
-    assert int(noise.count) == 0
-
-
-def test_noise_advances_inside_a_compiled_function():
-    noise = training.Noise(seed=0)
-    wanted = [noise.next().numpy() for _ in range(3)]
-    noise.count.assign(0)
-    compiled = tf.function(noise.next)
-    np.testing.assert_array_equal([compiled() for _ in range(3)], wanted)
-    noise.count.assign(0)
-    xla = tf.function(noise.next, jit_compile=True)
-    assert len({tuple(xla().numpy()) for _ in range(3)}) == 3
-    assert int(noise.count) == 3
-
-
-def test_noise_without_a_seed_follows_the_global_one():
-    keras.utils.set_random_seed(1)
-    first = training.Noise().next().numpy()
-    assert not np.array_equal(training.Noise().next(), first)
-    keras.utils.set_random_seed(1)
-    np.testing.assert_array_equal(training.Noise().next(), first)
 
 
 # Data that do not fit: an error before any step, that names the argument.

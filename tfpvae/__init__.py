@@ -4,38 +4,43 @@ A latent variable model is three distributions, each made by a Keras layer::
 
     prior p(z)   ->   posterior q(z|x)   ->   likelihood p(x|z)
 
-The names below are loaded on first use, so whoever needs the blocks alone loads no model code.
+Importing the package loads the blocks, so that a saved model finds them; models, plots and data
+sets are loaded on first use.
 """
 
 import importlib
 from typing import Any
 
+from tfpvae import likelihoods, losses, noise, objectives, posteriors, priors, regularizers
+from tfpvae.layers import DistributionLayer
+from tfpvae.losses import negative_log_prob
+from tfpvae.regularizers import KLDivergenceRegularizer
+
 __version__ = "0.1.0"
 
-_MODULES = (
+_MODULES = ("datasets", "evaluation", "models", "networks", "plotting", "training")
+_NAMES = {"VAE": "models", "check_elbo": "evaluation"}
+
+__all__ = [
+    "VAE",
+    "DistributionLayer",
+    "KLDivergenceRegularizer",
+    "check_elbo",
     "datasets",
     "evaluation",
-    "layers",
     "likelihoods",
     "losses",
     "models",
+    "negative_log_prob",
     "networks",
+    "noise",
     "objectives",
     "plotting",
     "posteriors",
     "priors",
     "regularizers",
     "training",
-)
-_NAMES = {
-    "DistributionLayer": "layers",
-    "KLDivergenceRegularizer": "regularizers",
-    "VAE": "models",
-    "check_elbo": "evaluation",
-    "negative_log_prob": "losses",
-}
-
-__all__ = [*_MODULES, *_NAMES]
+]
 
 
 def __getattr__(name: str) -> Any:

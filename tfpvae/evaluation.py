@@ -11,7 +11,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras as keras
 
-from tfpvae import layers, training
+from tfpvae import checks, noise, training
 
 tfd, tfpl = tfp.distributions, tfp.layers
 
@@ -93,8 +93,8 @@ def check_elbo(
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"model: got {model!r}, wanted a compiled tf_keras model")
-    x = training.as_array("x", x).astype(keras.backend.floatx())
-    y = x if y is None else training.as_array("y", y)
+    x = checks.as_array("x", x).astype(keras.backend.floatx())
+    y = x if y is None else checks.as_array("y", y)
     weight = np.ones(len(x)) if sample_weight is None else np.asarray(sample_weight, float)
     if weight.shape != (len(x),):
         raise ValueError(f"sample_weight: got shape {weight.shape}, wanted ({len(x)},)")
@@ -249,7 +249,7 @@ def _apart_kl(source: _KLSource, prior: Any, differences: list[str]) -> np.ndarr
         with contextlib.suppress(NotImplementedError):
             return tfd.kl_divergence(q, prior).numpy()
     if source.own_draws:
-        draws = q.sample(1000, seed=layers.as_seed(0))
+        draws = q.sample(1000, seed=noise.as_seed(0))
     log_ratio = (q.log_prob(draws) - prior.log_prob(draws)).numpy()
     return log_ratio.reshape(-1, log_ratio.shape[-1]).mean(axis=0)
 

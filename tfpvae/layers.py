@@ -3,10 +3,8 @@
 import contextlib
 import difflib
 import inspect
-import itertools
 import math
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +12,9 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras as keras
 
-tfb, tfd = tfp.bijectors, tfp.distributions
+from tfpvae import checks, noise, serialization
+
+tfd = tfp.distributions
 
 CONVERSIONS = ("sample", "mean", "mode", "stddev", "variance")
 
@@ -106,7 +106,7 @@ class DistributionLayer(tfp.layers.DistributionLambda):
         distribution = _distribution_class(distribution)
         event_shape = _shape("event_shape", event_shape)
         conversion = _Conversion(convert_to_tensor_fn, num_samples)
-        signature = _signature(distribution)
+        signature = serialization.signature(distribution)
         fixed = {name: kwargs.pop(name) for name in list(kwargs) if name in _named(signature)}
         _refuse_unknown(distribution, signature, kwargs)
         if type(kwargs.get("activity_regularizer")) is tfp.layers.KLDivergenceRegularizer:
@@ -121,12 +121,13 @@ class DistributionLayer(tfp.layers.DistributionLambda):
         self._event_shape = event_shape
         self._conversion = conversion
         self._constraints = dict(constraints or {})
+        if num_classes is not None:
+            num_classes = checks.positive_integer("num_classes", num_classes)
         self._num_classes = num_classes
         self._sample_dtype = sample_dtype
-        self._fixed = {
-            name: to_json(f"{self.name}: {name}", value) for name, value in fixed.items()
-        }
-        self._given = fixed
+        self._fixed = fixed
+        for name, value in (*fixed.items(), ("constraints", self._constraints)):
+            serialization.to_json(f"{self.name}: {name}", value)  # What a file cannot hold.
         self._free = self._free_parameters()
         # A prior with weights that sits inside the regularizer is found by Keras only as a layer's
         # attribute: without this its weights would be missing from a saved file.
@@ -146,7 +147,7 @@ class DistributionLayer(tfp.layers.DistributionLambda):
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The distribution whose parameters are `inputs`."""
-        refuse_keras3(f"{self.name}: inputs", inputs)
+        checks.refuse_keras3(f"{self.name}: inputs", inputs)
         return super().__call__(inputs, *args, **kwargs)
 
     def check_values(self, values: Any, argument: str = "x") -> None:
@@ -165,26 +166,7 @@ class DistributionLayer(tfp.layers.DistributionLambda):
         Example:
           >>> DistributionLayer("Poisson", (3,)).check_values(np.array([[0.0, 2.0, 5.0]]))
         """
-        values = np.asarray(values)
-        if values.shape[1:] != self.event_shape:
-            raise ValueError(
-                f"{argument}: got shape {values.shape}, wanted {_text(('N', *self.event_shape))}, "
-                f"because {self._title()} has event_shape {self.event_shape}"
-                + _reshape_hint(argument, values.shape, self.event_shape)
-            )
-        witnesses = _witnesses(values) if self._elementwise() else values
-        if not np.isfinite(witnesses).all():
-            raise ValueError(
-                f"{argument}: got NaN or infinite values, wanted finite numbers for "
-                f"{self._title()}: remove or fill them"
-            )
-        reason = self._support()._refusal(witnesses)
-        if reason:
-            low, high = witnesses.min(), witnesses.max()
-            raise ValueError(
-                f"{argument}: got values from {low:g} to {high:g}, outside the support of "
-                f"{self._title()} ({reason})" + self._scale_hint(argument, witnesses)
-            )
+        checks.check_values(self, values, argument)
 
     def get_config(self) -> dict[str, Any]:
         """The configuration: JSON, with distributions and bijectors by name."""
@@ -193,14 +175,16 @@ class DistributionLayer(tfp.layers.DistributionLambda):
         config |= {
             "event_shape": list(self._event_shape),
             "convert_to_tensor_fn": self._conversion.name,
-            **self._fixed,
+            **serialization.to_json(self.name, self._fixed),
         }
-        if "distribution" in _signature(type(self)):
+        if "distribution" in serialization.signature(type(self)):
             config["distribution"] = _distribution_name(self._distribution_class)
         if self._conversion.num_samples is not None:
             config["num_samples"] = self._conversion.num_samples
         if self._constraints:
-            config["constraints"] = to_json(f"{self.name}: constraints", self._constraints)
+            config["constraints"] = serialization.to_json(
+                f"{self.name}: constraints", self._constraints
+            )
         if self._num_classes is not None:
             config["num_classes"] = self._num_classes
         if self._sample_dtype is not None:
@@ -217,21 +201,39 @@ class DistributionLayer(tfp.layers.DistributionLambda):
         del custom_objects  # Keras has put them into scope.
         regularizer = keras.saving.deserialize_keras_object(config.get("activity_regularizer"))
         rest = {name: value for name, value in config.items() if name != "activity_regularizer"}
-        return cls(**from_json(rest), activity_regularizer=regularizer)
+        return cls(**serialization.from_json(rest), activity_regularizer=regularizer)
 
     def _distribution(self, inputs: Any) -> Any:
         """The distribution, from the layer's input."""
         params = tf.convert_to_tensor(inputs, self.dtype)
-        distribution = self._new(params)
+        distribution = self.new(params)
         # For `rebatch`; past TFP's __setattr__, which would track the layer as a part of it.
         object.__setattr__(distribution, "_tfpvae_source", (self, params))
         return distribution
 
-    def _new(self, params: Any, **kwargs: Any) -> Any:
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """The fixed parameters, by name."""
+        return dict(self._fixed)
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many unconstrained numbers each free parameter takes, in their order."""
+        return [parameter.size for parameter in self._free]
+
+    def new(self, params: Any, **kwargs: Any) -> Any:
         """The distribution, from unconstrained numbers; `kwargs` go to its constructor."""
+        return self.build_distribution(self.constrained(params), **kwargs)
+
+    def constrained(self, params: Any) -> dict[str, Any]:
+        """The free parameters by name, from unconstrained numbers."""
         pieces = zip(self._free, self._split(params), strict=True)
-        free = {parameter.name: parameter.constraint(piece) for parameter, piece in pieces}
-        distribution = self._distribution_class(**free, **self._fixed_parameters(), **kwargs)
+        return {parameter.name: parameter.constraint(piece) for parameter, piece in pieces}
+
+    def build_distribution(self, parameters: dict[str, Any], **kwargs: Any) -> Any:
+        """The distribution, from its free parameters; `kwargs` go to its constructor."""
+        arguments = parameters | self._fixed_parameters() | kwargs
+        distribution = self._distribution_class(**arguments)
         independent_ndims = len(self.event_shape) - distribution.event_shape.rank
         if independent_ndims <= 0:
             return distribution
@@ -249,8 +251,8 @@ class DistributionLayer(tfp.layers.DistributionLambda):
             lead, sizes = 0, [parameter.size for parameter in self._free]
         else:
             raise ValueError(
-                f"{self.name}: got parameters of shape {_text(params.shape)}, wanted "
-                f"(..., {self.params_size}) for {self._title()}: "
+                f"{self.name}: got parameters of shape {tuple(params.shape)}, wanted "
+                f"(..., {self.params_size}) for {self.title()}: "
                 + (" + ".join(f"{p.name} {p.size}" for p in self._free) or "no parameters")
                 + f"; put keras.layers.Dense({self.params_size}) in front of it"
                 + self._spatial_hint()
@@ -273,22 +275,31 @@ class DistributionLayer(tfp.layers.DistributionLambda):
 
     def _is_spatial(self, shape: Any) -> bool:
         wanted = self._spatial_shape()
-        return wanted is not None and tuple(shape[-len(wanted) :]) == wanted
+        if wanted is None or shape.rank <= len(wanted):  # A batch axis comes first.
+            return False
+        return tuple(shape[-len(wanted) :]) == wanted
 
     def _spatial_hint(self) -> str:
         shape = self._spatial_shape()
-        return f", or a convolution that puts out (..., {_text(shape)[1:]}" if shape else ""
+        if shape is None:
+            return ""
+        return f", or a convolution that puts out (..., {', '.join(map(str, shape))})"
 
     def _free_parameters(self) -> tuple[_Parameter, ...]:
         """The parameters that the input provides, in TFP's order."""
-        signature = _signature(self._distribution_class)
-        named = {*self._given, *self._constraints}
+        signature = serialization.signature(self._distribution_class)
+        named = {*self._fixed, *self._constraints}
         properties = self._properties()
-        for name in self._constraints:
-            if name not in properties or name in self._given:
+        for name, constraint in self._constraints.items():
+            if not isinstance(constraint, tfp.bijectors.Bijector):
+                raise TypeError(
+                    f"{self.name}: constraints: got {constraint!r} for {name!r}, wanted a bijector "
+                    "of tfp.bijectors"
+                )
+            if name not in properties or name in self._fixed:
                 raise ValueError(
                     f"{self.name}: constraints: got {name!r}, wanted one of the free parameters "
-                    f"{sorted(set(properties) - set(self._given))} of {self._title()}"
+                    f"{sorted(set(properties) - set(self._fixed))} of {self.title()}"
                 )
         # `logits` or `probs`: naming the one that TFP does not prefer takes the other one's place.
         replaced = any(name in properties and not properties[name].is_preferred for name in named)
@@ -298,11 +309,10 @@ class DistributionLayer(tfp.layers.DistributionLambda):
             wanted = name in self._constraints or (
                 property_.is_preferred and not (replaced and optional)
             )
-            if name in self._given or not wanted or not _is_tensor_parameter(property_):
+            if name in self._fixed or not wanted or not _is_tensor_parameter(property_):
                 continue
             constraint = self._constraints.get(name) or self._default_constraint(name, property_)
-            shape = self._parameter_shape(name, property_)
-            free.append(_Parameter(name, constraint, _static(constraint, shape)))
+            free.append(_Parameter(name, constraint, self._shape(name, property_, constraint)))
         return tuple(free)
 
     def _properties(self) -> Any:
@@ -315,32 +325,34 @@ class DistributionLayer(tfp.layers.DistributionLambda):
             return property_.default_constraining_bijector_fn()
         except NotImplementedError:
             raise ValueError(
-                f"{self.name}: {self._title()} has no constraint for its parameter {name!r}: fix "
+                f"{self.name}: {self.title()} has no constraint for its parameter {name!r}: fix "
                 f"it by name ({name}=...) or give constraints={{{name!r}: a tfb bijector}}"
             ) from None
 
-    def _parameter_shape(self, name: str, property_: Any) -> tuple[int, ...]:
-        """Shape of a parameter of one event, after the constraint."""
+    def _shape(self, name: str, property_: Any, constraint: Any) -> tuple[int, ...]:
+        """Shape of the unconstrained numbers of a parameter of one event."""
         try:
-            return tuple(int(size) for size in property_.shape_fn(self.event_shape))
+            shape = tf.TensorShape([int(size) for size in property_.shape_fn(self.event_shape)])
+            return tuple(int(size) for size in constraint.inverse_event_shape(shape))
         except (NotImplementedError, TypeError, ValueError, IndexError) as error:
             hint = ", num_classes" if self._num_classes is None else ""
             raise ValueError(
                 f"{self.name}: the shape of {name!r} does not follow from "
-                f"event_shape={self.event_shape}{hint} for {self._title()}: fix it by name "
+                f"event_shape={self.event_shape}{hint} for {self.title()}: fix it by name "
                 f"({name}=...) or give what is missing ({error})"
             ) from None
 
     def _fixed_parameters(self) -> dict[str, Any]:
         properties = self._properties()
         values = {}
-        if "dtype" in _signature(self._distribution_class):
+        if "dtype" in serialization.signature(self._distribution_class):
             values["dtype"] = tf.as_dtype(self._sample_dtype or self.dtype)
-        for name, value in self._given.items():
+        for name, value in self._fixed.items():
             property_ = properties.get(name)
             if property_ is None or value is None or not _is_tensor_parameter(property_):
                 values[name] = value
                 continue
+            value = value if tf.is_tensor(value) else np.asarray(value)  # not through float32
             values[name] = value = tf.cast(value, self.dtype)
             with contextlib.suppress(NotImplementedError):
                 shape = tuple(property_.shape_fn(self.event_shape))
@@ -348,73 +360,37 @@ class DistributionLayer(tfp.layers.DistributionLambda):
                     values[name] = tf.broadcast_to(value, shape)
                 except (tf.errors.InvalidArgumentError, ValueError):
                     raise ValueError(
-                        f"{self.name}: {name}: got shape {_text(value.shape)}, wanted a value that "
-                        f"broadcasts to {_text(shape)} for {self._title()}"
+                        f"{self.name}: {name}: got shape {tuple(value.shape)}, wanted a value that "
+                        f"broadcasts to {tuple(shape)} for {self.title()}"
                     ) from None
         return values
 
     def _try(self) -> None:
         """Build the distribution once, so that a mistake shows where the layer is made."""
         try:
-            distribution = self._new(tf.zeros([self.params_size], self.dtype))
+            distribution = self.new(tf.zeros([self.params_size], self.dtype))
         except (TypeError, ValueError, tf.errors.OpError) as error:
             if str(error).startswith(f"{self.name}: "):
                 raise
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(
-                f"{self.name}: {self._title()} cannot be built from "
-                f"{[p.name for p in self._free]} and fixed {sorted(self._given)}: {error}"
+                f"{self.name}: {self.title()} cannot be built from "
+                f"{[p.name for p in self._free]} and fixed {sorted(self._fixed)}: {error}"
             ) from error
+        if self._fixed:
+            checks.check_parameters(self)
         if (distribution.batch_shape, distribution.event_shape) != ((), self.event_shape):
             raise ValueError(
-                f"{self.name}: event_shape: got {self.event_shape}, but {self._title()} with these "
-                f"parameters has events of shape {_text(distribution.event_shape)} and a batch of "
-                f"shape {_text(distribution.batch_shape)}"
+                f"{self.name}: event_shape: got {self.event_shape}, but {self.title()} with these "
+                f"parameters has events of shape {tuple(distribution.event_shape)} and a batch of "
+                f"shape {tuple(distribution.batch_shape)}"
             )
 
-    def _elementwise(self) -> bool:
-        """Whether every number of an event is scored by itself."""
-        distribution = self._new(tf.zeros([self.params_size], self.dtype))
-        while isinstance(distribution, tfd.Independent):
-            distribution = distribution.distribution
-        return distribution.event_shape.rank == 0
-
-    def _support(self) -> "DistributionLayer":
+    def support(self) -> "DistributionLayer":
         """The layer whose distribution says which values are allowed."""
         return self
 
-    def _refusal(self, values: np.ndarray) -> str | None:
-        """Why the distribution refuses the values, None if it accepts them.
-
-        Where the support depends on the parameters (Uniform's `high`), training may still move
-        them, so only what is refused at every one of several parameter values is refused.
-        """
-        spread = 1.0 + float(np.abs(values).max())
-        reason = None
-        for seed in range(8):
-            params = tf.random.stateless_normal([self.params_size], [seed, 0], dtype=self.dtype)
-            try:
-                distribution = self._new(params * (spread if seed else 0.0), validate_args=True)
-                distribution.log_prob(distribution.sample(seed=[seed, 1]))
-            except (tf.errors.OpError, ValueError):
-                continue  # These parameters are not possible ones: they say nothing.
-            try:
-                for rows in np.array_split(values, math.ceil(len(values) / 4096)):
-                    distribution.log_prob(tf.cast(rows, self.dtype))
-            except (tf.errors.OpError, ValueError) as error:
-                reason = reason or _first_line(error)
-            else:
-                return None
-        return reason
-
-    def _scale_hint(self, argument: str, witnesses: np.ndarray) -> str:
-        low, high = witnesses.min(), witnesses.max()
-        level = 255 if 128 <= high <= 255 else high
-        if low >= 0 and high > 1 and self._support()._refusal(witnesses / level) is None:
-            return f"; scale the data to [0, 1]: {argument} / {level:g}"
-        return ""
-
-    def _title(self) -> str:
+    def title(self) -> str:
         """What errors call the layer: `Bernoulli`, or `DiagonalNormal (tfd.Normal)`."""
         block, distribution = type(self).__name__, self._distribution_class.__name__
         return block if block == distribution else f"{block} (tfd.{distribution})"
@@ -450,77 +426,19 @@ class _Conversion:
                 "(a function would have to be pickled)"
             )
         if num_samples is not None:
-            check_num_samples(num_samples)
+            num_samples = checks.positive_integer("num_samples", num_samples)
             if name != "sample":
                 raise ValueError(
                     f"num_samples: got {num_samples} with convert_to_tensor_fn={name!r}, wanted "
                     "it with 'sample' only"
                 )
-            num_samples = int(num_samples)
         self.name, self.num_samples = name, num_samples
 
     def __call__(self, distribution: Any) -> Any:
         if self.name == "sample":
             shape = () if self.num_samples is None else self.num_samples
-            return distribution.sample(shape, seed=next_seed())
+            return distribution.sample(shape, seed=noise.next_seed())
         return getattr(distribution, self.name)()
-
-
-# Noise: outside of `noise(seed)` blocks draw as TFP does; inside, from that seed alone.
-
-
-class _Scope(threading.local):  # The replicas of tf.distribute are threads.
-    seeds: Iterator[Any] | None = None
-
-
-_scope = _Scope()
-
-
-@contextlib.contextmanager
-def noise(seed: Any) -> Iterator[None]:
-    """Make the blocks that are called inside draw from `seed`: same seed, same draws.
-
-    Args:
-      seed: an integer, or an integer tensor of shape [2].
-
-    Example:
-      >>> layer = DistributionLayer("Normal", (2,))
-      >>> with noise(1):
-      ...     a = tf.convert_to_tensor(layer(tf.zeros([3, 4])))
-      >>> with noise(1):
-      ...     b = tf.convert_to_tensor(layer(tf.zeros([3, 4])))
-      >>> bool(tf.reduce_all(a == b))
-      True
-    """
-    outer, seed = _scope.seeds, as_seed(seed)
-    _scope.seeds = (tf.random.fold_in(seed, count) for count in itertools.count())
-    try:
-        yield
-    finally:
-        _scope.seeds = outer
-
-
-def next_seed() -> Any:
-    """The seed of the next draw, None outside of `noise`: TFP's own generator draws then."""
-    return None if _scope.seeds is None else next(_scope.seeds)
-
-
-def as_seed(seed: Any) -> Any:
-    """An int32 tensor of shape [2] that TFP's and TensorFlow's stateless samplers take.
-
-    Args:
-      seed: an integer of at most 64 bits, or an integer tensor of shape [2].
-
-    Raises:
-      TypeError: if it is anything else.
-    """
-    if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
-        return tf.constant(np.array([int(seed) % 2**64], np.uint64).view(np.int32))
-    if isinstance(seed, (tf.Tensor, tf.Variable, np.ndarray, list, tuple)):
-        tensor = tf.convert_to_tensor(seed)
-        if tensor.shape == (2,) and tensor.dtype.is_integer:
-            return tf.cast(tensor, tf.int32)
-    raise TypeError(f"seed: got {seed!r}, wanted an integer or an integer tensor of shape [2]")
 
 
 # What a layer is made of, checked.
@@ -547,7 +465,13 @@ def _distribution_name(distribution: Any) -> str:
     name = distribution.__name__
     if getattr(tfd, name, None) is distribution:
         return name
-    return keras.saving.get_registered_name(distribution)
+    registered = keras.saving.get_registered_name(distribution)
+    if keras.saving.get_registered_object(registered) is not distribution:
+        raise TypeError(
+            f"distribution: got {name}, which is no class of tfp.distributions: register it with "
+            "keras.saving.register_keras_serializable to save the layer"
+        )
+    return registered
 
 
 def _shape(argument: str, value: Any) -> tuple[int, ...]:
@@ -563,14 +487,6 @@ def _shape(argument: str, value: Any) -> tuple[int, ...]:
     return shape
 
 
-def check_num_samples(num_samples: Any) -> None:
-    """Raise TypeError or ValueError unless it is a positive integer."""
-    if isinstance(num_samples, bool) or not isinstance(num_samples, (int, np.integer)):
-        raise TypeError(f"num_samples: got {num_samples!r}, wanted a positive integer")
-    if num_samples < 1:
-        raise ValueError(f"num_samples: got {num_samples}, wanted a positive integer")
-
-
 def _full_precision(dtype: Any) -> str:
     """The dtype of densities: half precision loses the nats that training is about."""
     if dtype is None:
@@ -582,11 +498,6 @@ def _full_precision(dtype: Any) -> str:
     else:
         policy = keras.mixed_precision.Policy(tf.as_dtype(dtype).name)
     return "float64" if policy.variable_dtype == "float64" else "float32"
-
-
-def _signature(made: type) -> dict[str, Any]:
-    """The constructor's arguments; of the class itself TFP shows `*args, **kwargs` at times."""
-    return dict(list(inspect.signature(made.__init__).parameters.items())[1:])  # type: ignore[misc]
 
 
 def _named(signature: Mapping[str, Any]) -> set[str]:
@@ -619,118 +530,9 @@ def _refuse_unknown(distribution: Any, signature: Any, kwargs: Mapping[str, Any]
             )
 
 
-def refuse_keras3(argument: str, value: Any) -> None:
-    """Raise TypeError for layers, models and tensors of Keras 3, which tf_keras cannot use."""
-    for item in tf.nest.flatten(value):
-        if any(base.__module__.split(".")[0] == "keras" for base in type(item).__mro__):
-            raise TypeError(
-                f"{argument}: got {type(item).__name__} of Keras 3 (the package `keras`, which is "
-                "also tf.keras), wanted tf_keras: `import tf_keras as keras`"
-            )
-
-
 def _is_tensor_parameter(property_: Any) -> bool:
     return (
         property_.is_tensor
         and not property_.specifies_shape
         and isinstance(property_.event_ndims, int)
     )
-
-
-def _static(constraint: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(int(size) for size in constraint.inverse_event_shape(tf.TensorShape(shape)))
-
-
-def _witnesses(values: np.ndarray) -> np.ndarray:
-    """At most three rows that a density with independent entries refuses if it refuses any row.
-
-    The support of a number is an interval, or the integers in it: the least and the largest value
-    of each entry, and one with a fraction, stand for all.
-    """
-    rows = [values.min(axis=0), values.max(axis=0)]
-    if values.dtype.kind == "f":
-        for part in np.array_split(values, math.ceil(len(values) / 4096)):
-            fraction = part != np.floor(part)
-            if fraction.any():
-                first = fraction.argmax(axis=0)
-                rows.append(np.take_along_axis(part, first[None], axis=0)[0])
-                break
-    return np.stack(rows).astype(np.float64)
-
-
-def _reshape_hint(argument: str, shape: tuple[int, ...], event_shape: tuple[int, ...]) -> str:
-    if len(shape) and math.prod(shape[1:]) == math.prod(event_shape):
-        return f"; reshape it: {argument}.reshape({_text((-1, *event_shape))[1:-1]})"
-    return ""
-
-
-def _first_line(error: Exception) -> str:
-    text = getattr(error, "message", None) or str(error)
-    lines = [line.strip(" .'\"") for line in text.replace("b'", "\n").split("\n")]
-    return next((line for line in lines if line and "Expected 'tf.Tensor" not in line), text)
-
-
-def _text(shape: Any) -> str:
-    """A shape as Python writes it, None for an unknown size."""
-    sizes = [str(size) for size in shape]
-    return f"({sizes[0]},)" if len(sizes) == 1 else f"({', '.join(sizes)})"
-
-
-# JSON for what a layer is made of: numbers, arrays, and TFP's own distributions and bijectors by
-# name. Nothing is pickled, and nothing outside TFP is looked up when a file is read.
-
-_TFP = {"distribution": (tfd, tfd.Distribution), "bijector": (tfb, tfb.Bijector)}
-
-
-def to_json(argument: str, value: Any) -> Any:
-    """A value as JSON.
-
-    Raises:
-      TypeError: if it is not made of numbers, arrays, and distributions and bijectors of TFP.
-    """
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, tf.DType):
-        return {"tfpvae": "dtype", "name": value.name}
-    if isinstance(value, (list, tuple)):
-        return [to_json(argument, item) for item in value]
-    if isinstance(value, Mapping):
-        return {name: to_json(argument, item) for name, item in value.items()}
-    if isinstance(value, (np.ndarray, tf.Tensor)) and not isinstance(value, tf.Variable):
-        array = np.asarray(value)
-        return {"tfpvae": "array", "dtype": array.dtype.name, "values": array.tolist()}
-    for kind, (module, base) in _TFP.items():
-        if isinstance(value, base) and getattr(module, type(value).__name__, 0) is type(value):
-            signature = _signature(type(value))
-            parameters = {
-                name: to_json(argument, item)
-                for name, item in value.parameters.items()
-                if name in signature and item is not signature[name].default
-            }
-            return {"tfpvae": kind, "name": type(value).__name__, "parameters": parameters}
-    raise TypeError(
-        f"{argument}: got {value!r}, which a file cannot hold: wanted numbers, arrays, or "
-        "distributions and bijectors of TFP made of them (variables belong into a prior block)"
-    )
-
-
-def from_json(value: Any) -> Any:
-    """The value that `to_json` wrote."""
-    if isinstance(value, list):
-        return [from_json(item) for item in value]
-    if not isinstance(value, Mapping):
-        return value
-    kind = value.get("tfpvae")
-    if kind is None:
-        return {name: from_json(item) for name, item in value.items()}
-    if kind == "array":
-        return np.array(value["values"], value["dtype"])
-    if kind == "dtype":
-        return tf.as_dtype(value["name"])
-    module, base = _TFP[kind]
-    found = getattr(module, value["name"], None)
-    if not (inspect.isclass(found) and issubclass(found, base)):
-        raise ValueError(f"config: got {value['name']!r}, wanted a {kind} of TFP")
-    return found(**from_json(value["parameters"]))

@@ -65,8 +65,9 @@ class Bernoulli(Likelihood):
     def __init__(self, event_shape: Any = (), **kwargs: Any) -> None:
         super().__init__(tfd.Bernoulli, event_shape, **kwargs)
 
-    def _support(self) -> layers.DistributionLayer:
-        return ContinuousBernoulli(self.event_shape, name="support")  # Grey levels are welcome.
+    def support(self) -> layers.DistributionLayer:
+        """Grey levels are welcome: the support of the continuous Bernoulli."""
+        return ContinuousBernoulli(self.event_shape, name="support")
 
 
 @keras.saving.register_keras_serializable("tfpvae.likelihoods")

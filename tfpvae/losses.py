@@ -39,7 +39,7 @@ def negative_log_prob(y_true: Any, y_pred: Any) -> Any:
             "model in a block of tfpvae.likelihoods"
         )
     y_true = tf.convert_to_tensor(y_true)
-    if distribution.dtype.is_floating and not y_true.dtype.is_floating:
+    if distribution.dtype.is_floating or y_true.dtype.is_integer:
         y_true = tf.cast(y_true, distribution.dtype)
     batch_ndims = _check_shape(y_true.shape, distribution)
     log_prob = distribution.log_prob(y_true)
@@ -52,7 +52,7 @@ def _check_shape(shape: Any, distribution: Any) -> int:
     batch_ndims = shape.rank - event_shape.rank
     batch_shape = distribution.batch_shape
     fits = (
-        0 <= batch_ndims <= batch_shape.rank
+        min(1, batch_shape.rank) <= batch_ndims <= batch_shape.rank
         and shape[batch_ndims:].is_compatible_with(event_shape)
         # Not merely broadcastable: [B, 1] against [B] would score every pair of examples.
         and shape[:batch_ndims].is_compatible_with(batch_shape[batch_shape.rank - batch_ndims :])

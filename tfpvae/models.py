@@ -7,7 +7,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras as keras
 
-from tfpvae import layers, losses, objectives, priors, regularizers, training
+from tfpvae import checks, layers, losses, noise, objectives, priors, regularizers, training
 
 tfd = tfp.distributions
 
@@ -24,7 +24,7 @@ class VAE(training.ProbabilisticModel):
     `loss = nll + kl_weight * kl`; the history holds loss, nll and kl, and their val_ twins.
 
     The posterior block decides how z is passed on: one reparameterized draw, `num_samples` draws
-    (nll is their mean), or the mean. All draws come from one seed, see `training.Noise`.
+    (nll is their mean), or the mean. All draws come from one seed, see `noise.Noise`.
 
     Shapes: x `[B, *event_shape]`, z `[B, D]` or `[S, B, D]`, losses `[B]` in nats.
 
@@ -65,7 +65,7 @@ class VAE(training.ProbabilisticModel):
     ) -> None:
         super().__init__(seed, **kwargs)
         for name, part in (("prior", prior), ("encoder", encoder), ("decoder", decoder)):
-            layers.refuse_keras3(name, part)
+            checks.refuse_keras3(name, part)
             if not isinstance(part, keras.layers.Layer):
                 raise TypeError(f"{name}: got {part!r}, wanted a tf_keras layer or model")
         if not isinstance(prior, priors.Prior):
@@ -123,13 +123,13 @@ class VAE(training.ProbabilisticModel):
 
     def posterior(self, x: Any) -> Any:
         """The posterior q(z|x), a `tfd.Distribution` with batch shape `[B]`."""
-        with layers.noise(0):  # No draw is kept; TFP's global generator is left alone.
+        with noise.fixed(0):  # No draw is kept; TFP's global generator is left alone.
             return self._encode(_floating(self._data(x)), False)[0].tensor_distribution
 
     def likelihood(self, z: Any) -> Any:
         """The likelihood p(x|z), a `tfd.Distribution`, batch shape that of z `[..., D]`."""
         z = tf.convert_to_tensor(z, self.prior.dtype)
-        with layers.noise(0):
+        with noise.fixed(0):
             return self._decode(z, False).tensor_distribution
 
     def sample(self, num: int, seed: Any = None) -> np.ndarray:
@@ -143,10 +143,10 @@ class VAE(training.ProbabilisticModel):
           An array `[num, *event_shape]`. For the means instead of draws:
           `vae.likelihood(vae.prior().sample(num)).mean()`.
         """
-        layers.check_num_samples(num)
-        with layers.noise(self._seed(seed)):
-            z = self.prior().sample(num, seed=layers.next_seed())
-            return self.likelihood(z).sample(seed=layers.next_seed()).numpy()
+        checks.positive_integer("num_samples", num)
+        with noise.fixed(self._seed(seed)):
+            z = self.prior().sample(num, seed=noise.next_seed())
+            return self.likelihood(z).sample(seed=noise.next_seed()).numpy()
 
     def reconstruct(self, x: Any, seed: Any = None) -> np.ndarray:
         """The mean of p(x'|z) at a draw z of q(z|x), an array like x.
@@ -156,8 +156,8 @@ class VAE(training.ProbabilisticModel):
           seed: an integer or an int tensor `[2]`; None goes on in the model's own noise.
         """
         q = self.posterior(x)
-        with layers.noise(self._seed(seed)):
-            z = q.sample(seed=layers.next_seed())
+        with noise.fixed(self._seed(seed)):
+            z = q.sample(seed=noise.next_seed())
             return tf.convert_to_tensor(self._decode(z, False)).numpy()
 
     def predict_distribution(self, x: Any) -> Any:
@@ -211,7 +211,7 @@ class VAE(training.ProbabilisticModel):
     def predict_step(self, data: Any) -> Any:
         """The mean of the likelihood at the mean of the posterior, for one batch."""
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        with layers.noise(0):
+        with noise.fixed(0):
             q, _ = self._encode(_floating(x), False)
             return tf.convert_to_tensor(self._decode(q.mean(), False))
 
@@ -240,7 +240,7 @@ class VAE(training.ProbabilisticModel):
             if isinstance(network, keras.Sequential) and not network.built:
                 # For any batch size at once: else it is rebuilt, which takes draws, at the next.
                 network.build((None, *shape))
-        with layers.noise(0):
+        with noise.fixed(0):
             q, z = self._encode(tf.zeros((1, *input_shape[1:]), self.prior.dtype), False)
             _check_sizes(self.prior().event_shape, q.event_shape)
             self._decode(z, False)
@@ -292,21 +292,21 @@ class VAE(training.ProbabilisticModel):
 
     def _draw(self, x: Any, num_samples: int, seed: Any) -> tuple[Any, Any, Any]:
         """The posterior, draws of z `[S, B, D]` from it, and log p(x|z) `[S, B]`."""
-        layers.check_num_samples(num_samples)
+        checks.positive_integer("num_samples", num_samples)
         x = self._data(x)
         q = self.posterior(x)
-        with layers.noise(self._seed(seed)):
-            z = q.sample(num_samples, seed=layers.next_seed())
+        with noise.fixed(self._seed(seed)):
+            z = q.sample(num_samples, seed=noise.next_seed())
         return q, z, self.likelihood(z).log_prob(_floating(x))
 
     def _data(self, x: Any) -> Any:
         """The data as an array that the model can score."""
-        array = training.as_array("x", x)
+        array = checks.as_array("x", x)
         self._check_batch(("x", "x", ""), array, None)
         return array
 
     def _seed(self, seed: Any) -> Any:
-        return self.noise.next() if seed is None else layers.as_seed(seed)
+        return self.noise.next() if seed is None else noise.as_seed(seed)
 
 
 def _last_layer(network: Any) -> Any:

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras as keras
 
-from tfpvae import layers
+from tfpvae import layers, serialization
 
 tfd = tfp.distributions
 
@@ -48,12 +48,14 @@ class Prior(layers.DistributionLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(distribution, event_shape, **kwargs)
-        self._initial = layers.to_json(f"{self.name}: initial", dict(initial or {}))
+        self._initial = dict(initial or {})
+        serialization.to_json(f"{self.name}: initial", self._initial)  # What a file cannot hold.
+        weights = self._unconstrained(self._initial)
         if self.params_size:
             self.unconstrained = self.add_weight(
                 name="unconstrained", shape=(self.params_size,), initializer="zeros"
             )
-            self.unconstrained.assign(self._unconstrained(initial or {}))
+            self.unconstrained.assign(weights)
         self.built = True
 
     def __call__(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -63,10 +65,11 @@ class Prior(layers.DistributionLayer):
     def get_config(self) -> dict[str, Any]:
         """The configuration: JSON."""
         config = super().get_config()
-        return config | {"initial": self._initial} if self._initial else config
+        initial = serialization.to_json("initial", self._initial)
+        return config | {"initial": initial} if initial else config
 
     def _distribution(self, inputs: Any) -> Any:
-        return self._new(self.unconstrained if self.params_size else tf.zeros([0], self.dtype))
+        return self.new(self.unconstrained if self.params_size else tf.zeros([0], self.dtype))
 
     def _unconstrained(self, initial: Mapping[str, Any]) -> np.ndarray:
         """The weights at which the free parameters have the values of `initial`."""
@@ -79,13 +82,21 @@ class Prior(layers.DistributionLayer):
             piece = tf.zeros(parameter.shape, self.dtype)
             if parameter.name in initial:
                 shape = parameter.constraint.forward_event_shape(tf.TensorShape(parameter.shape))
-                value = tf.cast(initial[parameter.name], self.dtype)
-                piece = parameter.constraint.inverse(tf.broadcast_to(value, shape))
+                value = initial[parameter.name]
+                value = tf.cast(value if tf.is_tensor(value) else np.asarray(value), self.dtype)
+                try:
+                    value = tf.broadcast_to(value, shape)
+                except (tf.errors.InvalidArgumentError, ValueError):
+                    raise ValueError(
+                        f"{self.name}: initial: {parameter.name}: got shape {tuple(value.shape)}, "
+                        f"wanted a value that broadcasts to {tuple(shape)}"
+                    ) from None
+                piece = parameter.constraint.inverse(value)
             pieces.append(np.ravel(piece))
-        weights = np.concatenate(pieces)
+        weights = np.concatenate([*pieces, np.zeros(0)])
         if not np.isfinite(weights).all():
             raise ValueError(
-                f"{self.name}: initial: got {dict(initial)}, wanted values that {self._title()} "
+                f"{self.name}: initial: got {dict(initial)}, wanted values that {self.title()} "
                 "allows"
             )
         return weights
@@ -136,6 +147,5 @@ class Normal(Prior):
     def __init__(
         self, event_shape: Any, *, initial: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        if initial is None:
-            initial = {name: 1.0 for name in ("scale",) if name not in kwargs}
-        super().__init__(tfd.Normal, event_shape, initial=initial, **kwargs)
+        start = {} if "scale" in kwargs else {"scale": 1.0}
+        super().__init__(tfd.Normal, event_shape, initial=start | dict(initial or {}), **kwargs)

@@ -7,7 +7,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras as keras
 
-from tfpvae import layers
+from tfpvae import checks, layers, noise, serialization
 
 tfd = tfp.distributions
 
@@ -66,7 +66,7 @@ class KLDivergenceRegularizer(tfp.layers.KLDivergenceRegularizer):
         num_samples: int | None = None,
         weight: Any = 1.0,
     ) -> None:
-        layers.refuse_keras3("distribution_b", distribution_b)
+        checks.refuse_keras3("distribution_b", distribution_b)
         if not isinstance(distribution_b, tfd.Distribution) and not callable(distribution_b):
             raise TypeError(
                 f"distribution_b: got {distribution_b!r}, wanted a block of tfpvae.priors, a "
@@ -75,7 +75,7 @@ class KLDivergenceRegularizer(tfp.layers.KLDivergenceRegularizer):
         if use_exact_kl not in (None, True, False):
             raise TypeError(f"use_exact_kl: got {use_exact_kl!r}, wanted None, True or False")
         if num_samples is not None:
-            layers.check_num_samples(num_samples)
+            checks.positive_integer("num_samples", num_samples)
         check_weight("weight", weight)
         super().__init__(distribution_b, use_exact_kl=use_exact_kl, weight=weight)
         self.num_samples = num_samples
@@ -142,7 +142,7 @@ class KLDivergenceRegularizer(tfp.layers.KLDivergenceRegularizer):
     def get_config(self) -> dict[str, Any]:
         """The configuration: JSON."""
         if isinstance(self.distribution_b, tfd.Distribution):
-            prior = layers.to_json("distribution_b", self.distribution_b)
+            prior = serialization.to_json("distribution_b", self.distribution_b)
         elif isinstance(self.distribution_b, keras.layers.Layer):
             prior = keras.saving.serialize_keras_object(self.distribution_b)
         else:
@@ -160,7 +160,7 @@ class KLDivergenceRegularizer(tfp.layers.KLDivergenceRegularizer):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "KLDivergenceRegularizer":
         """The regularizer that a configuration describes."""
-        prior = layers.from_json(config["distribution_b"])
+        prior = serialization.from_json(config["distribution_b"])
         if isinstance(prior, dict):
             prior = keras.saving.deserialize_keras_object(config["distribution_b"])
         weight = weight_from_config(config["weight"])
@@ -169,11 +169,11 @@ class KLDivergenceRegularizer(tfp.layers.KLDivergenceRegularizer):
     def _draws(self, distribution_a: Any, q: Any) -> Any:
         """Draws `[S, B, ...]` or `[B, ...]` of z from q."""
         if self.num_samples is not None:
-            return q.sample(self.num_samples, seed=layers.next_seed())
+            return q.sample(self.num_samples, seed=noise.next_seed())
         conversion = getattr(distribution_a, "_convert_to_tensor_fn", None)
         name = getattr(conversion, "name", getattr(conversion, "__name__", "sample"))
         if conversion is None or name in set(layers.CONVERSIONS) - {"sample"}:
-            return q.sample(seed=layers.next_seed())  # The mean is no draw.
+            return q.sample(seed=noise.next_seed())  # The mean is no draw.
         return tf.convert_to_tensor(distribution_a)
 
 

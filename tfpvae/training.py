@@ -3,7 +3,6 @@
 import inspect
 import itertools
 import pathlib
-import random
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -12,61 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfpvae import layers
-
-
-@keras.saving.register_keras_serializable("tfpvae")
-class Noise(keras.layers.Layer):
-    """The one source of noise of a model: a seed and counters, all of them weights.
-
-    So the state is saved with the model, training repeats bit for bit from the same seed, and a
-    resumed run goes on with the noise of an uninterrupted one. Each replica of a
-    `tf.distribute.Strategy` draws its own.
-
-    Evaluation has a stream of its own that starts anew each time: `evaluate` gives the same number
-    when called twice, and validation leaves the noise of training alone.
-
-    Args:
-      seed: an integer; None takes one from Python's `random`, and so from
-        `keras.utils.set_random_seed`.
-
-    Example:
-      >>> a, b = Noise(seed=1), Noise(seed=1)
-      >>> bool(tf.reduce_all(a.next() == b.next()))
-      True
-    """
-
-    def __init__(self, seed: int | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.seed = self._integers("seed", (2,))
-        self.count = self._integers("count", ())
-        self.evaluation_count = self._integers("evaluation_count", ())
-        self.built = True
-        self.seed.assign(layers.as_seed(random.randrange(2**63) if seed is None else seed))
-
-    def next(self, evaluation: bool = False) -> Any:
-        """A seed that no earlier call has returned; int32 tensor of shape [2]."""
-        count = self.evaluation_count if evaluation else self.count
-        seed = tf.random.fold_in(tf.random.fold_in(self.seed, int(evaluation)), count)
-        count.assign_add(1)
-        replica = tf.distribute.get_replica_context()
-        if replica is not None and replica.num_replicas_in_sync > 1:
-            seed = tf.random.fold_in(seed, replica.replica_id_in_sync_group)
-        return seed
-
-    def rewind_evaluation(self) -> None:
-        """Let evaluation start with the same noise again."""
-        self.evaluation_count.assign(0)
-
-    def _integers(self, name: str, shape: tuple[int, ...]) -> Any:
-        return self.add_weight(
-            name=name,
-            shape=shape,
-            dtype="int32",
-            initializer="zeros",
-            trainable=False,
-            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-        )
+from tfpvae import checks, noise
 
 
 class ProbabilisticModel(keras.Model):
@@ -80,7 +25,7 @@ class ProbabilisticModel(keras.Model):
     number, as Keras does: `loss = mean_b(weight_b * loss_b)` plus the networks' own regularizers.
 
     Args:
-      seed: of the model's noise, see `Noise`.
+      seed: of the model's noise, see `noise.Noise`.
       **kwargs: of `keras.Model`.
     """
 
@@ -89,7 +34,7 @@ class ProbabilisticModel(keras.Model):
 
     def __init__(self, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.noise = Noise(seed)
+        self.noise = noise.Noise(seed)
         # Past Keras's tracking, which would count the running means among the model's weights.
         means = [keras.metrics.Mean(name=name) for name in ("loss", *self.terms)]
         object.__setattr__(self, "_means", means)
@@ -141,7 +86,7 @@ class ProbabilisticModel(keras.Model):
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step of the optimizer on one batch."""
         x, y, weight = _unpack_batch(data)
-        with layers.noise(self.noise.next()), tf.GradientTape() as tape:
+        with noise.fixed(self.noise.next()), tf.GradientTape() as tape:
             losses, terms, prediction = self.example_losses(x, y, training=True)
             loss = _mean(losses, weight) + _sum(self.losses)
             # Keras adds up the gradients of the replicas.
@@ -152,7 +97,7 @@ class ProbabilisticModel(keras.Model):
     def test_step(self, data: Any) -> dict[str, Any]:
         """The losses of one batch."""
         x, y, weight = _unpack_batch(data)
-        with layers.noise(self.noise.next(evaluation=True)):
+        with noise.fixed(self.noise.next(evaluation=True)):
             losses, terms, prediction = self.example_losses(x, y, training=False)
         loss = _mean(losses, weight) + _sum(self.losses)
         return self._log(loss, terms, y, prediction, weight)
@@ -250,13 +195,13 @@ class ProbabilisticModel(keras.Model):
         """The data as Keras takes them, checked before any step is taken."""
         if _is_stream(x):
             return self._checked_stream(names, x), y, weight
-        x = as_array(names[0], x)
-        y = None if y is None else as_array(names[1], y)
+        x = checks.as_array(names[0], x)
+        y = None if y is None else checks.as_array(names[1], y)
         _check_rows(names, x, y, weight)
         self._check_batch(names, x, y)
         if weight is None:
             return x, y, None
-        weight = as_array(names[2], weight)
+        weight = checks.as_array(names[2], weight)
         if weight.shape != x.shape[:1] or not (np.isfinite(weight).all() and (weight >= 0).all()):
             raise ValueError(
                 f"{names[2]}: got shape {weight.shape}, wanted {x.shape[:1]} finite numbers >= 0"
@@ -278,8 +223,8 @@ class ProbabilisticModel(keras.Model):
         if first is None:
             raise ValueError(f"{names[0]}: got an empty {type(stream).__name__}, wanted batches")
         x, y, _ = _unpack(first)
-        x = as_array(names[0], x)
-        y = None if y is None else as_array(names[1], y)
+        x = checks.as_array(names[0], x)
+        y = None if y is None else checks.as_array(names[1], y)
         self._check_batch(names, x, y)
         return checked
 
@@ -299,44 +244,6 @@ class ProbabilisticModel(keras.Model):
             value = tf.reduce_mean(value, axis=range(value.shape.rank - y.shape.rank))
             self.compiled_metrics.update_state(y, value, weight)
         return self.get_metrics_result()
-
-
-def as_array(argument: str, values: Any) -> np.ndarray:
-    """Numbers as an array, with at least one row.
-
-    Raises:
-      TypeError: if they are no real numbers.
-      ValueError: if there are none, or the rows differ in length.
-    """
-    layers.refuse_keras3(argument, values)
-    if values is None:
-        raise TypeError(f"{argument}: got None, wanted an array or a tf.data.Dataset")
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise ValueError(f"{argument}: got rows of different lengths ({error})") from None
-    if array.dtype == object and hasattr(values, "dtypes"):  # A table of mixed numeric columns.
-        array = array.astype("float64") if _numeric(array) else array
-    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
-        raise TypeError(
-            f"{argument}: got {_kind(values, array)}, wanted real numbers: an array, or a "
-            "tf.data.Dataset, keras.utils.Sequence or generator of batches"
-        )
-    if array.ndim == 0:
-        raise ValueError(f"{argument}: got a single number, wanted an array [N, ...]")
-    if 0 in array.shape:
-        raise ValueError(f"{argument}: got an empty array of shape {array.shape}, wanted examples")
-    return array
-
-
-def _numeric(array: np.ndarray) -> bool:
-    return all(isinstance(item, (int, float, np.number)) for item in array.flat)
-
-
-def _kind(values: Any, array: np.ndarray) -> str:
-    kinds = {"U": "strings", "S": "strings", "c": "complex numbers", "M": "dates"}
-    name = kinds.get(array.dtype.kind, f"objects of dtype {array.dtype}")
-    return name if array.ndim else f"{type(values).__name__} {values!r:.60}"
 
 
 def _check_rows(names: tuple[str, str, str], x: np.ndarray, y: Any, weight: Any) -> None:

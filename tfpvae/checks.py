@@ -1,0 +1,209 @@
+"""Checks of what users pass in: numbers, counts, layers of the right Keras, data in the support."""
+
+import itertools
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+tfd = tfp.distributions
+
+
+def refuse_keras3(argument: str, value: Any) -> None:
+    """Raise TypeError for layers, models and tensors of Keras 3, which tf_keras cannot use."""
+    for item in tf.nest.flatten(value):
+        if any(base.__module__.split(".")[0] == "keras" for base in type(item).__mro__):
+            raise TypeError(
+                f"{argument}: got {type(item).__name__} of Keras 3 (the package `keras`, which is "
+                "also tf.keras), wanted tf_keras: `import tf_keras as keras`"
+            )
+
+
+def positive_integer(argument: str, value: Any) -> int:
+    """The value as an int; TypeError or ValueError unless it is a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{argument}: got {value!r}, wanted a positive integer")
+    if value < 1:
+        raise ValueError(f"{argument}: got {value}, wanted a positive integer")
+    return int(value)
+
+
+def as_array(argument: str, values: Any) -> np.ndarray:
+    """Numbers as an array, with at least one row.
+
+    Raises:
+      TypeError: if they are no real numbers.
+      ValueError: if there are none, or the rows differ in length.
+    """
+    refuse_keras3(argument, values)
+    if values is None:
+        raise TypeError(f"{argument}: got None, wanted an array or a tf.data.Dataset")
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{argument}: got rows of different lengths ({error})") from None
+    if array.dtype == object and hasattr(values, "dtypes") and _numeric(array):
+        array = array.astype("float64")  # A table of columns of several numeric types.
+    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+        raise TypeError(
+            f"{argument}: got {_kind(values, array)}, wanted real numbers: an array, or a "
+            "tf.data.Dataset, keras.utils.Sequence or generator of batches"
+        )
+    if array.ndim == 0:
+        raise ValueError(f"{argument}: got a single number, wanted an array [N, ...]")
+    if 0 in array.shape:
+        raise ValueError(f"{argument}: got an empty array of shape {array.shape}, wanted examples")
+    return array
+
+
+def check_values(layer: Any, values: Any, argument: str) -> None:
+    """Check that data have the shape of a layer's events, are finite, and lie in the support.
+
+    Args:
+      layer: a `DistributionLayer`.
+      values: array `[N, *event_shape]`.
+      argument: the name that an error gives to `values`.
+
+    Raises:
+      TypeError, ValueError: naming the argument, what came, and what was wanted.
+    """
+    values = as_array(argument, values)
+    if values.shape[1:] != layer.event_shape:
+        wanted = ", ".join(map(str, ("N", *layer.event_shape))) + ("," * (not layer.event_shape))
+        raise ValueError(
+            f"{argument}: got shape {values.shape}, wanted ({wanted}), "
+            f"because {layer.title()} has event_shape {layer.event_shape}"
+            + _reshape_hint(argument, values.shape, layer.event_shape)
+        )
+    witnesses = _witnesses(values) if _elementwise(layer) else values
+    if not np.isfinite(witnesses).all():
+        raise ValueError(
+            f"{argument}: got NaN or infinite values, wanted finite numbers for {layer.title()}: "
+            "remove or fill them"
+        )
+    reason = _refusal(layer.support(), witnesses)
+    if reason is not None:
+        low, high = witnesses.min(), witnesses.max()
+        raise ValueError(
+            f"{argument}: got values from {low:g} to {high:g}, outside the support of "
+            f"{layer.title()}{reason}" + _scale_hint(layer, argument, witnesses)
+        )
+
+
+def check_parameters(layer: Any) -> None:
+    """Raise ValueError if no value of the free parameters goes with the layer's fixed ones."""
+    reasons: list[str] = []
+    if next(_possible(layer, 1.0, reasons), None) is None:
+        raise ValueError(
+            f"{layer.name}: {layer.title()} cannot be built with the fixed parameters "
+            f"{layer.fixed}" + (reasons[0] if reasons else "")
+        )
+
+
+def _possible(layer: Any, spread: float, reasons: list[str]) -> Iterator[Any]:
+    """Distributions of a layer whose parameters TFP accepts, from the middle to the extremes.
+
+    Each free parameter takes every value of a grid, also rounded (NegativeBinomial wants whole
+    trials). A distribution that refuses its own draw does not count.
+    """
+    for steps in ((0.0, spread, -spread), (0.0, math.log1p(spread), -math.log1p(spread))):
+        for grid in itertools.product(steps, repeat=len(layer.sizes)):
+            params = tf.repeat(tf.constant(grid, layer.dtype), layer.sizes)
+            for rounded in (False, True):
+                try:
+                    parameters = layer.constrained(params)
+                    if rounded:
+                        parameters = {
+                            k: tf.maximum(tf.round(v), 1.0) for k, v in parameters.items()
+                        }
+                    distribution = layer.build_distribution(parameters, validate_args=True)
+                    distribution.log_prob(distribution.sample(seed=[0, 0]))
+                except (tf.errors.OpError, ValueError) as error:
+                    reasons.append(_reason(error))
+                else:
+                    yield distribution
+                    break
+
+
+def _refusal(layer: Any, values: np.ndarray) -> str | None:
+    """Why the distribution refuses the values, None if it accepts them.
+
+    Where the support depends on the parameters (Uniform's `high`), training may still move them,
+    so only what is refused at every one of several parameter values is refused.
+    """
+    reason = None
+    for distribution in _possible(layer, 1.0 + float(np.abs(values).max()), []):
+        try:
+            for rows in np.array_split(values, math.ceil(len(values) / 4096)):
+                if not np.isfinite(distribution.log_prob(tf.cast(rows, layer.dtype))).all():
+                    raise ValueError("the density there is zero or infinite")
+        except (tf.errors.OpError, ValueError) as error:
+            reason = reason or _reason(error)
+        else:
+            return None
+    return reason
+
+
+def _elementwise(layer: Any) -> bool:
+    """Whether every number of an event is scored by itself."""
+    distribution = layer.new(tf.zeros([layer.params_size], layer.dtype))
+    while isinstance(distribution, tfd.Independent):
+        distribution = distribution.distribution
+    return distribution.event_shape.rank == 0 and not isinstance(distribution, tfd.FiniteDiscrete)
+
+
+def _witnesses(values: np.ndarray) -> np.ndarray:
+    """At most three rows that a density with independent entries refuses if it refuses any row.
+
+    The support of a number is an interval, or the integers in it: the least and the largest value
+    of each entry, and one with a fraction, stand for all.
+    """
+    rows = [values.min(axis=0), values.max(axis=0)]
+    if values.dtype.kind == "f":
+        for part in np.array_split(values, math.ceil(len(values) / 4096)):
+            fraction = part != np.floor(part)
+            if fraction.any():
+                first = fraction.argmax(axis=0)
+                rows.append(np.take_along_axis(part, first[None], axis=0)[0])
+                break
+    return np.stack(rows).astype(np.float64)
+
+
+def _scale_hint(layer: Any, argument: str, witnesses: np.ndarray) -> str:
+    low, high = witnesses.min(), witnesses.max()
+    level = 255 if 128 <= high <= 255 else high
+    support = layer.support()
+    if low < 0 or high <= 1 or _refusal(support, witnesses / level) is not None:
+        return ""
+    if _refusal(support, np.full_like(witnesses, 0.5)) is not None:
+        return ""  # Labels and counts are not scaled.
+    return f"; scale the data to [0, 1]: {argument} / {level:g}"
+
+
+def _reshape_hint(argument: str, shape: tuple[int, ...], event_shape: tuple[int, ...]) -> str:
+    if len(shape) and math.prod(shape[1:]) == math.prod(event_shape):
+        return f"; reshape it: {argument}.reshape({', '.join(map(str, (-1, *event_shape)))})"
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    """TFP's own words in parentheses, where they are words."""
+    text = getattr(error, "message", None) or str(error)
+    text = re.sub(r"`[^`]*`", "values", text.replace("b'", "\n"), flags=re.DOTALL)
+    lines = [line.strip(" .'\"") for line in text.split("\n")]
+    words = [line for line in lines if line and not re.search(r"Expected '|\{\{|\[", line)]
+    return f" ({words[0]})" if words else ""
+
+
+def _numeric(array: np.ndarray) -> bool:
+    return all(isinstance(item, (int, float, np.number)) for item in array.flat)
+
+
+def _kind(values: Any, array: np.ndarray) -> str:
+    kinds = {"U": "strings", "S": "strings", "c": "complex numbers", "M": "dates"}
+    name = kinds.get(array.dtype.kind, f"objects of dtype {array.dtype}")
+    return name if array.ndim else f"{type(values).__name__} {values!r:.60}"
