@@ -237,17 +237,18 @@ class TestDownload:
 
     def test_killed_half_way_leaves_nothing_under_the_name(self, cache, origin):
         script = """
-            import os, sys, types
+            import os
             from pathlib import Path
+
+            import tf_keras as keras
+
+            from tfpvae import datasets
 
             def half(name, *, cache_dir, **_):
                 Path(cache_dir, name).write_bytes(b"half")
                 os._exit(9)  # no clean-up of any kind
 
-            utils = types.SimpleNamespace(get_file=half)
-            sys.modules["tf_keras"] = types.SimpleNamespace(utils=utils)
-            sys.modules["tf_keras.utils"] = utils
-            from tfpvae import datasets
+            keras.utils.get_file = half
             datasets.load("mnist")
         """
         run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)

@@ -1,4 +1,3 @@
-import doctest
 import re
 
 import numpy as np
@@ -8,7 +7,7 @@ import tensorflow_probability as tfp
 import tf_keras as keras
 from scipy import special, stats
 
-from tfpvae import likelihoods, losses
+from tfpvae import likelihoods
 from tfpvae.losses import negative_log_prob
 
 tfd = tfp.distributions
@@ -23,12 +22,6 @@ def normal(batch_shape=(4,), event_shape=(3,)):
 
 def model_of(*layers):
     return keras.Sequential([keras.Input([5]), *layers])
-
-
-def test_docstring_example():
-    failed, attempted = doctest.testmod(losses)
-    assert attempted
-    assert not failed
 
 
 def test_value_of_each_example(rng):

@@ -1,4 +1,4 @@
-"""The tutorials' models on full MNIST, trained to the end: `make study`, about half an hour."""
+"""The tutorials' models on full MNIST, trained to the end: `make study`, 40 minutes to an hour."""
 
 import statistics
 import sys
