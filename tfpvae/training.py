@@ -88,7 +88,7 @@ class ProbabilisticModel(keras.Model):
         x, y, weight = _unpack_batch(data)
         with noise.fixed(self.noise.next()), tf.GradientTape() as tape:
             losses, terms, prediction = self.example_losses(x, y, training=True)
-            loss = _mean(losses, weight) + _sum(self.losses)
+            loss = _total(_mean(losses, weight), self.losses)
             # Keras adds up the gradients of the replicas.
             scaled = loss / self.distribute_strategy.num_replicas_in_sync
         self.optimizer.minimize(scaled, self.trainable_variables, tape=tape)
@@ -99,7 +99,7 @@ class ProbabilisticModel(keras.Model):
         x, y, weight = _unpack_batch(data)
         with noise.fixed(self.noise.next(evaluation=True)):
             losses, terms, prediction = self.example_losses(x, y, training=False)
-        loss = _mean(losses, weight) + _sum(self.losses)
+        loss = _total(_mean(losses, weight), self.losses)
         return self._log(loss, terms, y, prediction, weight)
 
     def fit(
@@ -286,8 +286,8 @@ def _mean(values: Any, weight: Any) -> Any:
     return tf.reduce_mean(values)
 
 
-def _sum(losses: list[Any]) -> Any:
-    return tf.add_n([tf.cast(loss, tf.float32) for loss in losses]) if losses else 0.0
+def _total(loss: Any, regularizers: list[Any]) -> Any:
+    return tf.add_n([loss, *(tf.cast(value, loss.dtype) for value in regularizers)])
 
 
 def _assert_finite(*batch: Any) -> Any:
