@@ -72,8 +72,8 @@ class DistributionLayer(tfp.layers.DistributionLambda):
         None draws one and adds no axis.
       constraints: bijectors by parameter name, in place of TFP's own choice.
       num_classes: for distributions that TFP sizes by it (Categorical and its kin).
-      sample_dtype: of the draws of a discrete distribution that leaves it open, the layer's own if
-        None: with TFP's int32, NumPy data between 0 and 1 would be cut to 0 without a word.
+      sample_dtype: of the draws of a discrete distribution that leaves it open, TFP's choice if
+        None.
       **kwargs: fixed parameters of the distribution by name (`total_count=16.`), and the arguments
         of any Keras layer (`name`, `dtype`, `activity_regularizer`, ...).
 
@@ -115,7 +115,7 @@ class DistributionLayer(tfp.layers.DistributionLambda):
                 "twice to a distribution layer, so the KL would count double; use "
                 "tfpvae.KLDivergenceRegularizer"
             )
-        kwargs["dtype"] = _full_precision(kwargs.get("dtype"))
+        kwargs["dtype"] = full_precision(kwargs.get("dtype"))
         super().__init__(lambda inputs: self._distribution(inputs), conversion, **kwargs)
         self._distribution_class = distribution
         self._event_shape = event_shape
@@ -345,8 +345,11 @@ class DistributionLayer(tfp.layers.DistributionLambda):
     def _fixed_parameters(self) -> dict[str, Any]:
         properties = self._properties()
         values = {}
-        if "dtype" in serialization.signature(self._distribution_class):
-            values["dtype"] = tf.as_dtype(self._sample_dtype or self.dtype)
+        choice = serialization.signature(self._distribution_class).get("dtype")
+        if self._sample_dtype is not None:
+            values["dtype"] = tf.as_dtype(self._sample_dtype)
+        elif choice is not None and tf.as_dtype(choice.default or "int32").is_floating:
+            values["dtype"] = tf.as_dtype(self.dtype)
         for name, value in self._fixed.items():
             property_ = properties.get(name)
             if property_ is None or value is None or not _is_tensor_parameter(property_):
@@ -487,7 +490,7 @@ def _shape(argument: str, value: Any) -> tuple[int, ...]:
     return shape
 
 
-def _full_precision(dtype: Any) -> str:
+def full_precision(dtype: Any) -> str:
     """The dtype of densities: half precision loses the nats that training is about."""
     if dtype is None:
         policy = keras.mixed_precision.global_policy()
@@ -496,7 +499,8 @@ def _full_precision(dtype: Any) -> str:
     elif isinstance(dtype, dict):
         policy = keras.saving.deserialize_keras_object(dtype)
     else:
-        policy = keras.mixed_precision.Policy(tf.as_dtype(dtype).name)
+        name = dtype if isinstance(dtype, str) else tf.as_dtype(dtype).name
+        policy = keras.mixed_precision.Policy(name)
     return "float64" if policy.variable_dtype == "float64" else "float32"
 
 

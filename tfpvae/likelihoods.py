@@ -54,6 +54,8 @@ class Bernoulli(Likelihood):
 
     Args:
       event_shape: shape of x, a tuple or a size.
+      sample_dtype: of the draws, the layer's own if None. With TFP's int32, `log_prob` of a NumPy
+        array would cut grey levels to 0 without a word.
       **kwargs: what `DistributionLayer` takes.
 
     Example:
@@ -62,8 +64,11 @@ class Bernoulli(Likelihood):
       array([-1.386], dtype=float32)
     """
 
-    def __init__(self, event_shape: Any = (), **kwargs: Any) -> None:
-        super().__init__(tfd.Bernoulli, event_shape, **kwargs)
+    def __init__(
+        self, event_shape: Any = (), *, sample_dtype: str | None = None, **kwargs: Any
+    ) -> None:
+        sample_dtype = sample_dtype or layers.full_precision(kwargs.get("dtype"))
+        super().__init__(tfd.Bernoulli, event_shape, sample_dtype=sample_dtype, **kwargs)
 
     def support(self) -> layers.DistributionLayer:
         """Grey levels are welcome: the support of the continuous Bernoulli."""
@@ -112,7 +117,6 @@ class Categorical(Likelihood):
       event_shape: shape of x, a tuple or a size; `()` for one label an example.
       num_classes: the number K of classes.
       convert_to_tensor_fn: what `predict` returns.
-      sample_dtype: of the classes.
       **kwargs: what `DistributionLayer` takes.
 
     Example:
@@ -127,7 +131,6 @@ class Categorical(Likelihood):
         *,
         num_classes: int,
         convert_to_tensor_fn: Any = "mode",
-        sample_dtype: str = "int32",
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -135,7 +138,6 @@ class Categorical(Likelihood):
             event_shape,
             num_classes=num_classes,
             convert_to_tensor_fn=convert_to_tensor_fn,
-            sample_dtype=sample_dtype,
             **kwargs,
         )
 
