@@ -16,7 +16,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 demo: $(VENV)/.installed  ## train a VAE on handwritten digits; figures and the model go to demo-output/
-	$(BIN)/python examples/mlp_vae.py --dataset digits --epochs 60 --output demo-output
+	$(BIN)/python examples/mlp_vae.py --dataset digits --epochs 150 --output demo-output
 
 test: $(VENV)/.installed  ## the tests
 	$(BIN)/python -m pytest -n 2 -m "not study"

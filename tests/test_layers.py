@@ -557,7 +557,8 @@ def test_every_block_survives_safe_saving_into_a_new_process(tmp_path, rng):
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout.splitlines()[-1]) == {}
     for name, numbers in expected.items():
-        loaded = np.load(tmp_path / f"{name}.loaded.npz")
+        with np.load(tmp_path / f"{name}.loaded.npz") as file:
+            loaded = dict(file)
         assert set(loaded) == set(numbers)
         for key, number in numbers.items():
             np.testing.assert_allclose(loaded[key], number, rtol=1e-6, err_msg=f"{name} {key}")
