@@ -870,6 +870,12 @@ def test_as_seed_keeps_integers_apart():
     np.testing.assert_array_equal(as_seed(np.int64(-5)), as_seed(-5))
 
 
+def test_as_seed_refuses_integers_that_do_not_fit():
+    for integer in (2**64, -(2**63) - 1):
+        with pytest.raises(ValueError, match=f"seed: got {integer}, wanted .* 64 bits"):
+            as_seed(integer)
+
+
 @pytest.mark.parametrize(
     "seed", [[3, -4], (3, -4), np.array([3, -4]), tf.constant([3, -4]), tf.Variable([3, -4])]
 )
@@ -1395,6 +1401,11 @@ ERRORS = {
         ValueError,
         r"initial: .*loc.*\(3,\).*\(2,\)",
     ),
+    "initial value that is a string": (
+        lambda: priors.Normal(2, initial={"loc": "a"}),
+        (TypeError, ValueError),
+        "initial: .*loc",
+    ),
     "initial value that is a variable": (
         lambda: priors.Normal(2, initial={"loc": tf.Variable(1.0)}),
         TypeError,
@@ -1433,3 +1444,22 @@ def test_bad_num_samples(num_samples, error):
 def test_bad_num_classes(num_classes):
     with pytest.raises((TypeError, ValueError), match=r"num_classes: got|num_classes for"):
         likelihoods.Categorical(num_classes=num_classes)
+
+
+def test_a_layer_can_be_made_inside_a_compiled_function():
+    @tf.function
+    def mean():
+        return DistributionLayer("Normal", 2)(tf.zeros([1, 4])).mean()
+
+    np.testing.assert_array_equal(mean(), [[0.0, 0.0]])
+
+
+def test_sample_dtype_where_there_is_no_choice():
+    with pytest.raises(TypeError, match=r"sample_dtype: got 'int32', but the dtype of tfd\.Normal"):
+        DistributionLayer("Normal", 2, sample_dtype="int32")
+
+
+def test_the_hint_for_an_unknown_distribution_is_a_class():
+    with pytest.raises(ValueError, match="got 'kl_divergence'") as caught:
+        DistributionLayer("kl_divergence", 2)
+    assert "did you mean 'kl_divergence'" not in str(caught.value)

@@ -63,8 +63,8 @@ class DistributionLayer(tfp.layers.DistributionLambda):
 
     Args:
       distribution: a class of `tfp.distributions` or its name. Another subclass of
-        `tfd.Distribution` works too, and can be saved once it is registered with
-        `keras.saving.register_keras_serializable`.
+        `tfd.Distribution` works too, and can be saved once it is registered:
+        `keras.saving.get_custom_objects()["Name"] = Name`.
       event_shape: shape of one event, a tuple or a size.
       convert_to_tensor_fn: what other layers see: `"sample"`, `"mean"`, `"mode"`, `"stddev"` or
         `"variance"`, or the `tfd.Distribution` method of that name.
@@ -121,6 +121,11 @@ class DistributionLayer(tfp.layers.DistributionLambda):
         self._event_shape = event_shape
         self._conversion = conversion
         self._constraints = dict(constraints or {})
+        if sample_dtype is not None and "dtype" not in signature:
+            raise TypeError(
+                f"sample_dtype: got {sample_dtype!r}, but the dtype of tfd.{distribution.__name__} "
+                "is that of its parameters"
+            )
         if num_classes is not None:
             num_classes = checks.positive_integer("num_classes", num_classes)
         self._num_classes = num_classes
@@ -128,11 +133,11 @@ class DistributionLayer(tfp.layers.DistributionLambda):
         self._fixed = fixed
         for name, value in (*fixed.items(), ("constraints", self._constraints)):
             serialization.to_json(f"{self.name}: {name}", value)  # What a file cannot hold.
-        self._free = self._free_parameters()
         # A prior with weights that sits inside the regularizer is found by Keras only as a layer's
         # attribute: without this its weights would be missing from a saved file.
         self._regularizer_prior = getattr(self.activity_regularizer, "distribution_b", None)
         with tf.init_scope():
+            self._free = self._free_parameters()
             self._try()
 
     @property
@@ -451,7 +456,8 @@ def _distribution_class(distribution: Any) -> Any:
     if isinstance(distribution, str):
         found = getattr(tfd, distribution, None) or keras.saving.get_registered_object(distribution)
         if not (inspect.isclass(found) and issubclass(found, tfd.Distribution)):
-            near = difflib.get_close_matches(distribution, dir(tfd), 1)
+            classes = [name for name in dir(tfd) if inspect.isclass(getattr(tfd, name))]
+            near = difflib.get_close_matches(distribution, classes, 1)
             raise ValueError(
                 f"distribution: got {distribution!r}, wanted the name of a class of "
                 "tfp.distributions" + (f"; did you mean {near[0]!r}?" if near else "")
@@ -471,8 +477,8 @@ def _distribution_name(distribution: Any) -> str:
     registered = keras.saving.get_registered_name(distribution)
     if keras.saving.get_registered_object(registered) is not distribution:
         raise TypeError(
-            f"distribution: got {name}, which is no class of tfp.distributions: register it with "
-            "keras.saving.register_keras_serializable to save the layer"
+            f"distribution: got {name}, which is no class of tfp.distributions: register it to "
+            f'save the layer, keras.saving.get_custom_objects()["{name}"] = {name}'
         )
     return registered
 

@@ -57,8 +57,11 @@ def as_seed(seed: Any) -> Any:
 
     Raises:
       TypeError: if it is anything else.
+      ValueError: for an integer of more than 64 bits.
     """
     if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
+        if not -(2**63) <= seed < 2**64:
+            raise ValueError(f"seed: got {seed}, wanted an integer of at most 64 bits")
         return tf.constant(np.array([int(seed) % 2**64], np.uint64).view(np.int32))
     if isinstance(seed, (tf.Tensor, tf.Variable, np.ndarray, list, tuple)):
         with contextlib.suppress(TypeError, ValueError):

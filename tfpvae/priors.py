@@ -82,14 +82,13 @@ class Prior(layers.DistributionLayer):
             piece = tf.zeros(parameter.shape, self.dtype)
             if parameter.name in initial:
                 shape = parameter.constraint.forward_event_shape(tf.TensorShape(parameter.shape))
-                value = initial[parameter.name]
-                value = tf.cast(value if tf.is_tensor(value) else np.asarray(value), self.dtype)
+                value = np.asarray(initial[parameter.name])
                 try:
-                    value = tf.broadcast_to(value, shape)
-                except (tf.errors.InvalidArgumentError, ValueError):
+                    value = tf.broadcast_to(tf.cast(value, self.dtype), shape)
+                except (tf.errors.OpError, TypeError, ValueError):
                     raise ValueError(
-                        f"{self.name}: initial: {parameter.name}: got shape {tuple(value.shape)}, "
-                        f"wanted a value that broadcasts to {tuple(shape)}"
+                        f"{self.name}: initial: {parameter.name}: got {value!r} of shape "
+                        f"{value.shape}, wanted numbers that broadcast to {tuple(shape)}"
                     ) from None
                 piece = parameter.constraint.inverse(value)
             pieces.append(np.ravel(piece))
