@@ -1,5 +1,6 @@
 """Latent variable models: prior, encoder and decoder, put together and trained by Keras."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import tf_keras as keras
 from tfpvae import checks, layers, losses, noise, objectives, priors, regularizers, training
 
 tfd = tfp.distributions
+
+_PARTS = ("prior", "encoder", "decoder", "preprocessing")
 
 
 @keras.saving.register_keras_serializable("tfpvae")
@@ -34,6 +37,9 @@ class VAE(training.ProbabilisticModel):
       decoder: a tf_keras model or layer that maps z to p(x|z): it ends in a likelihood block.
       seed: of the model's noise; None takes one from Python's `random`, and so from
         `keras.utils.set_random_seed`.
+      preprocessing: a tf_keras layer that x goes through before all else, and so the targets, if
+        they are those of x: `keras.layers.Rescaling(1 / 255)` takes images as bytes, which need a
+        quarter of the memory.
       **kwargs: of `keras.Model`.
 
     Raises:
@@ -61,9 +67,15 @@ class VAE(training.ProbabilisticModel):
     terms = ("nll", "kl")
 
     def __init__(
-        self, prior: Any, encoder: Any, decoder: Any, seed: int | None = None, **kwargs: Any
+        self,
+        prior: Any,
+        encoder: Any,
+        decoder: Any,
+        seed: int | None = None,
+        preprocessing: Any = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(seed, **kwargs)
+        super().__init__(seed, preprocessing, **kwargs)
         for name, part in (("prior", prior), ("encoder", encoder), ("decoder", decoder)):
             checks.refuse_keras3(name, part)
             if not isinstance(part, keras.layers.Layer):
@@ -118,13 +130,13 @@ class VAE(training.ProbabilisticModel):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """The likelihood p(x|z) at the z that the posterior block passes on."""
-        _, z = self._encode(inputs, training)
+        _, z = self._encode(self.prepare(inputs), training)
         return self._decode(z, training)
 
     def posterior(self, x: Any) -> Any:
         """The posterior q(z|x), a `tfd.Distribution` with batch shape `[B]`."""
         with noise.fixed(0):  # No draw is kept; TFP's global generator is left alone.
-            return self._encode(_floating(self._data(x)), False)[0].tensor_distribution
+            return self._encode(self.prepare(self._data(x)), False)[0].tensor_distribution
 
     def likelihood(self, z: Any) -> Any:
         """The likelihood p(x|z), a `tfd.Distribution`, batch shape that of z `[..., D]`."""
@@ -212,63 +224,71 @@ class VAE(training.ProbabilisticModel):
         """The mean of the likelihood at the mean of the posterior, for one batch."""
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         with noise.fixed(0):
-            q, _ = self._encode(_floating(x), False)
+            q, _ = self._encode(self.prepare(x), False)
             return tf.convert_to_tensor(self._decode(q.mean(), False))
 
     def example_losses(self, x: Any, y: Any, training: bool) -> tuple[Any, dict[str, Any], Any]:
         """The loss of each example, its nll and kl, and the likelihood."""
-        q, z = self._encode(_floating(x), training)
+        q, z = self._encode(x, training)
         p = self._decode(z, training)
         nll = losses.negative_log_prob(y, p)
         kl = self._regularizer.divergence(q)
         return self.objective(nll, kl), {"nll": nll, "kl": kl}, p
 
-    def check_data(self, x: np.ndarray, y: np.ndarray, arguments: tuple[str, str]) -> None:
+    def check_data(self, x: np.ndarray, y: np.ndarray | None, arguments: tuple[str, str]) -> None:
         """Raise ValueError unless the encoder takes x and the likelihood can have made y."""
-        if arguments[0] != arguments[1] and not np.isfinite(x).all():
-            raise ValueError(f"{arguments[0]}: got NaN or infinite values, wanted finite numbers")
         block = _last_layer(self.decoder)
-        if isinstance(block, layers.DistributionLayer):
-            block.check_values(y, arguments[1])
-        elif not np.isfinite(y).all():
+        scored = isinstance(block, layers.DistributionLayer)
+        plain = y is None and self.preprocessing is None
+        if not (plain and scored) and not np.isfinite(x).all():
+            raise ValueError(f"{arguments[0]}: got NaN or infinite values, wanted finite numbers")
+        if y is not None and not scored and not np.isfinite(y).all():
             raise ValueError(f"{arguments[1]}: got NaN or infinite values, wanted finite numbers")
+        if not scored:
+            return
+        if y is not None or plain:
+            block.check_values(x if y is None else y, arguments[1])
+        else:
+            with noise.fixed(0):
+                for rows in np.array_split(x, math.ceil(len(x) / 4096)):
+                    block.check_values(self.prepare(rows).numpy(), arguments[1])
 
     def build(self, input_shape: Any) -> None:
         """Build both networks by passing one example of this shape `[B, ...]` through them."""
-        shapes = (input_shape[1:], self.prior.event_shape)
-        for network, shape in zip((self.encoder, self.decoder), shapes, strict=True):
-            if isinstance(network, keras.Sequential) and not network.built:
-                # For any batch size at once: else it is rebuilt, which takes draws, at the next.
-                network.build((None, *shape))
         with noise.fixed(0):
-            q, z = self._encode(tf.zeros((1, *input_shape[1:]), self.prior.dtype), False)
+            x = self.prepare(tf.zeros((1, *input_shape[1:]), self.prior.dtype))
+            shapes = (x.shape[1:], self.prior.event_shape)
+            for network, shape in zip((self.encoder, self.decoder), shapes, strict=True):
+                if isinstance(network, keras.Sequential) and not network.built:
+                    # For any batch size at once: else it is rebuilt, which takes draws, later.
+                    network.build((None, *shape))
+        with noise.fixed(0):
+            q, z = self._encode(x, False)
             _check_sizes(self.prior().event_shape, q.event_shape)
             self._decode(z, False)
         keras.layers.Layer.build(self, input_shape)
 
     def get_config(self) -> dict[str, Any]:
         """The configuration: JSON."""
-        parts = {"prior": self.prior, "encoder": self.encoder, "decoder": self.decoder}
         return {"name": self.name} | {
-            name: keras.saving.serialize_keras_object(part) for name, part in parts.items()
+            name: keras.saving.serialize_keras_object(getattr(self, name))
+            for name in _PARTS
+            if getattr(self, name) is not None
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "VAE":
         """The model that a configuration describes."""
         del custom_objects  # Keras has put them into scope.
-        parts = ("prior", "encoder", "decoder")
         return cls(
             **{
-                name: keras.saving.deserialize_keras_object(value) if name in parts else value
+                name: keras.saving.deserialize_keras_object(value) if name in _PARTS else value
                 for name, value in config.items()
             }
         )
 
     def _encode(self, x: Any, training: bool | None) -> tuple[Any, Any]:
         """The posterior, and the z that its block passes on."""
-        if self.built:  # A generator's batches come without the sizes that saving has to know.
-            x = tf.ensure_shape(x, (None, *self._build_input_shape[1:]))
         q = self.encoder(x, training=training)
         if not isinstance(q, tfd.Distribution):
             raise TypeError(
@@ -297,12 +317,12 @@ class VAE(training.ProbabilisticModel):
         q = self.posterior(x)
         with noise.fixed(self._seed(seed)):
             z = q.sample(num_samples, seed=noise.next_seed())
-        return q, z, self.likelihood(z).log_prob(_floating(x))
+        return q, z, self.likelihood(z).log_prob(self.prepare(x))
 
     def _data(self, x: Any) -> Any:
         """The data as an array that the model can score."""
         array = checks.as_array("x", x)
-        self._check_batch(("x", "x", ""), array, None)
+        self._check_arrays(("x",), array, None)
         return array
 
     def _seed(self, seed: Any) -> Any:
@@ -322,8 +342,3 @@ def _check_sizes(prior: Any, posterior: Any) -> None:
             f"prior and posterior differ in size: the prior has events of shape {tuple(prior)}, "
             f"the posterior of shape {tuple(posterior)}"
         )
-
-
-def _floating(x: Any) -> Any:
-    x = tf.convert_to_tensor(x)
-    return x if x.dtype.is_floating else tf.cast(x, keras.backend.floatx())

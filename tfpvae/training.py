@@ -1,7 +1,7 @@
 """The base of our Keras models: one source of noise, checked data, losses of each example."""
 
-import inspect
-import itertools
+import contextlib
+import math
 import pathlib
 import tempfile
 from collections.abc import Iterator
@@ -11,30 +11,64 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfpvae import checks, noise
+from tfpvae import checks, execution, inputs, noise
+
+_BATCH_HOOKS = [
+    f"on_{kind}batch_{moment}" for kind in ("", "train_", "test_") for moment in ("begin", "end")
+]
+
+
+class _Pace(keras.callbacks.Callback):
+    """Has many batches run in a call once an epoch has shown how many there are."""
+
+    def __init__(self, programs: Any, batch_bytes: float, epochs: int, unknown_held_out: bool):
+        super().__init__()
+        self._programs, self._batch_bytes, self._epochs = programs, batch_bytes, epochs
+        self._unknown_held_out = unknown_held_out
+        self._start = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Remember the count of steps."""
+        self._start = int(self.model._train_counter)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Choose, unless Keras has yet to count the batches of the validation data."""
+        if self._unknown_held_out and getattr(self.model, "_eval_data_handler", None) is None:
+            return
+        steps = int(self.model._train_counter) - self._start
+        num = execution.batches_per_call(steps, self._batch_bytes)
+        self.model.steps_per_execution = num
+        for program in self._programs:
+            program.chunk, program.steps = num, steps * self._epochs
 
 
 class ProbabilisticModel(keras.Model):
     """A Keras model that is trained on losses of each example.
 
     `fit`, `evaluate` and `predict` are Keras's own; what is ours is one training step, one test
-    step, and the check of the data before the first of them. A subclass defines `example_losses`,
-    `check_data` and `build`.
+    step, the programs that run many of them in one call, and the check of the data before the first
+    of them. A subclass defines `example_losses`, `check_data` and `build`.
 
     The logs hold the loss and its terms, each the weighted sum over the examples divided by their
     number, as Keras does: `loss = mean_b(weight_b * loss_b)` plus the networks' own regularizers.
 
     Args:
       seed: of the model's noise, see `noise.Noise`.
+      preprocessing: a layer that x goes through before all else, None for none.
       **kwargs: of `keras.Model`.
     """
 
     #: names of the terms of the loss, in the order of the progress bar
     terms: tuple[str, ...] = ()
 
-    def __init__(self, seed: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, seed: int | None = None, preprocessing: Any = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        checks.refuse_keras3("preprocessing", preprocessing)
+        if not isinstance(preprocessing, keras.layers.Layer | None):
+            raise TypeError(f"preprocessing: got {preprocessing!r}, wanted a tf_keras layer")
         self.noise = noise.Noise(seed)
+        self.preprocessing = preprocessing
+        self._chosen_pace = False
         # Past Keras's tracking, which would count the running means among the model's weights.
         means = [keras.metrics.Mean(name=name) for name in ("loss", *self.terms)]
         object.__setattr__(self, "_means", means)
@@ -48,11 +82,24 @@ class ProbabilisticModel(keras.Model):
         """Raise ValueError unless the model can be trained on inputs x and targets y."""
         raise NotImplementedError
 
-    def compile(self, optimizer: Any = "rmsprop", *args: Any, **kwargs: Any) -> None:
-        """Configure training: Keras's own arguments, but for the loss, which is the model's."""
+    def prepare(self, x: Any) -> Any:
+        """The data as the networks take them: preprocessed, in floating point."""
+        x = tf.convert_to_tensor(x)
+        if self.built:  # A generator's batches come without the sizes that saving has to know.
+            x = tf.ensure_shape(x, (None, *self._build_input_shape[1:]))
+        if self.preprocessing is not None:
+            x = self.preprocessing(x)
+        return x if x.dtype.is_floating else tf.cast(x, keras.backend.floatx())
+
+    def compile(self, optimizer: Any = "rmsprop", **kwargs: Any) -> None:
+        """Configure training: Keras's own arguments, but for the loss, which is the model's.
+
+        `steps_per_execution` and `jit_compile` are chosen by `fit`, if you do not choose them.
+        """
+        self._chosen_pace = kwargs.get("steps_per_execution") is not None
         self._has_metrics = bool(kwargs.get("metrics") or kwargs.get("weighted_metrics"))
         # An empty list tells Keras that sample weights are meant for the loss alone.
-        super().compile(optimizer, *args, **{"weighted_metrics": []} | kwargs)
+        super().compile(optimizer, **{"weighted_metrics": []} | kwargs)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as the saved model was; Keras leaves that to models with their own `compile`."""
@@ -85,8 +132,10 @@ class ProbabilisticModel(keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step of the optimizer on one batch."""
-        x, y, weight = _unpack_batch(data)
+        x, y, weight = inputs.unpack(data)
         with noise.fixed(self.noise.next()), tf.GradientTape() as tape:
+            x = self.prepare(x)
+            y = x if y is None else y
             losses, terms, prediction = self.example_losses(x, y, training=True)
             loss = _total(_mean(losses, weight), self.losses)
             # Keras adds up the gradients of the replicas.
@@ -96,11 +145,51 @@ class ProbabilisticModel(keras.Model):
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """The losses of one batch."""
-        x, y, weight = _unpack_batch(data)
+        x, y, weight = inputs.unpack(data)
         with noise.fixed(self.noise.next(evaluation=True)):
+            x = self.prepare(x)
+            y = x if y is None else y
             losses, terms, prediction = self.example_losses(x, y, training=False)
         loss = _total(_mean(losses, weight), self.losses)
         return self._log(loss, terms, y, prediction, weight)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """What `fit` calls for the next batches: many of them run in one program."""
+        is_ours = isinstance(self.train_function, execution.Program)
+        if not self._runs_programs():
+            return super().make_train_function(force or is_ours)
+        if force or not is_ours:
+            self.train_function = self._program(
+                self.train_step, self._train_counter, self._jit_compile
+            )
+        return self.train_function
+
+    def make_test_function(self, force: bool = False) -> Any:
+        """What `evaluate` calls for the next batches: many of them run in one program."""
+        is_ours = isinstance(self.test_function, execution.Program)
+        if not self._runs_programs():
+            return super().make_test_function(force or is_ours)
+        if force or not is_ours:
+            # Never XLA of our own choice: the numbers must not depend on who calls `evaluate`.
+            self.test_function = self._program(
+                self.test_step, self._test_counter, bool(self._jit_compile)
+            )
+        return self.test_function
+
+    def _program(self, step: Any, counter: Any, jit_compile: bool | None) -> Any:
+        return execution.Program(
+            step, self.get_metrics_result, counter, self._steps_per_execution, jit_compile
+        )
+
+    def _runs_programs(self) -> bool:
+        """Whether batches run in our programs, or one after the other in Keras's functions."""
+        with self.distribute_strategy.scope():
+            distributed = tf.distribute.has_strategy()
+        steps = (type(self).train_step, type(self).test_step)
+        ours = (ProbabilisticModel.train_step, ProbabilisticModel.test_step)
+        return not (
+            distributed or self.run_eagerly or self.autotune_steps_per_execution or steps != ours
+        )
 
     def fit(
         self,
@@ -144,22 +233,20 @@ class ProbabilisticModel(keras.Model):
         """
         if class_weight is not None:
             raise ValueError("class_weight: the model has no classes; use sample_weight")
-        x, y, sample_weight = self._checked(("x", "y", "sample_weight"), x, y, sample_weight)
-        if validation_data is not None:
-            validation_data = self._checked_validation(validation_data)
-        return super().fit(
-            x,
-            y,
-            batch_size=batch_size,
-            epochs=epochs,
-            verbose=verbose,
-            callbacks=callbacks,
-            validation_split=validation_split,
-            validation_data=validation_data,
-            shuffle=shuffle,
-            sample_weight=sample_weight,
-            **kwargs,
-        )
+        data = self._checked(("x", "y", "sample_weight"), x, y, sample_weight)
+        held_out = None if validation_data is None else self._checked_validation(validation_data)
+        kwargs |= {"batch_size": batch_size, "validation_split": validation_split, "epochs": epochs}
+        with self._fed(data, held_out, callbacks, kwargs) as (data, held_out, callbacks):
+            return super().fit(
+                data.x,
+                data.y,
+                sample_weight=data.weight,
+                validation_data=held_out and (held_out.x if held_out.first else held_out[:3]),
+                verbose=verbose,
+                callbacks=callbacks,
+                shuffle=shuffle,
+                **kwargs,
+            )
 
     def evaluate(
         self,
@@ -175,64 +262,80 @@ class ProbabilisticModel(keras.Model):
         Called twice it gives the same numbers: its noise is fixed.
         """
         self.noise.rewind_evaluation()
-        if not kwargs.get("_use_cached_eval_dataset"):  # Keras's `fit` asks; it has checked.
-            x, y, sample_weight = self._checked(("x", "y", "sample_weight"), x, y, sample_weight)
-        return super().evaluate(
-            x, y, batch_size=batch_size, verbose=verbose, sample_weight=sample_weight, **kwargs
-        )
+        kwargs |= {"batch_size": batch_size}
+        if kwargs.get("_use_cached_eval_dataset"):  # Keras's `fit` asks; it has the data.
+            return super().evaluate(x, y, verbose=verbose, sample_weight=sample_weight, **kwargs)
+        data = self._checked(("x", "y", "sample_weight"), x, y, sample_weight)
+        with self._fed(None, data, kwargs.get("callbacks"), kwargs) as (_, data, _):
+            return super().evaluate(
+                data.x, data.y, verbose=verbose, sample_weight=data.weight, **kwargs
+            )
 
-    def _checked_validation(self, data: Any) -> Any:
+    @contextlib.contextmanager
+    def _fed(
+        self,
+        data: inputs.Data | None,
+        held_out: inputs.Data | None,
+        callbacks: Any,
+        settings: dict[str, Any],
+    ) -> Iterator[tuple[Any, Any, Any]]:
+        """What to give to Keras's loop: indices for arrays, which our programs have at hand."""
+        if not self._runs_programs():
+            yield self._with_targets(data), self._with_targets(held_out), callbacks
+            return
+        parts = [(data, settings)] if data is not None else []
+        if held_out is not None:
+            parts.append((held_out, _for_validation(settings) if parts else settings))
+        steps = [part.steps(own_settings) for part, own_settings in parts]
+        batch_bytes = max(part.batch_bytes(own_settings) for part, own_settings in parts)
+        train, test = self.make_train_function(), self.make_test_function()
+        epochs = settings.get("epochs", 0)
+
+        num = outer = int(self._steps_per_execution)
+        if not (self._chosen_pace or outer != 1 or _has_batch_hooks(callbacks)):
+            if None not in steps:
+                num = execution.batches_per_call(steps[0], batch_bytes)
+            else:
+                pace = _Pace((train, test), batch_bytes, epochs, steps[-1] is None)
+                callbacks = [*tf.nest.flatten(callbacks or []), pace]
+        chunk = min(num, execution.max_batches(batch_bytes))
+        rows = None if data is None or data.first else execution.place(*data[:3])
+        held_out_rows = rows if held_out is None and settings.get("validation_split") else None
+        if held_out is not None and not held_out.first:
+            held_out_rows = execution.place(*held_out[:3])
+        planned = epochs * (steps[0] or 0)
+        with train.running(rows, chunk, planned), test.running(held_out_rows, chunk, 0):
+            self._steps_per_execution.assign(num)
+            try:
+                yield data and data.indices(), held_out and held_out.indices(), callbacks
+            finally:
+                self._steps_per_execution.assign(outer)
+
+    def _with_targets(self, data: inputs.Data | None) -> inputs.Data | None:
+        """Targets for weighted arrays without them, of which Keras would drop the weights."""
+        if data is None or data.first or data.weight is None or data.y is not None:
+            return data
+        parts = np.array_split(data.x, math.ceil(len(data.x) / 4096))
+        return data._replace(y=np.concatenate([self.prepare(part).numpy() for part in parts]))
+
+    def _checked_validation(self, data: Any) -> inputs.Data:
         names = ("validation_data", "validation_data[1]", "validation_data[2]")
         arrays = isinstance(data, list) and all(hasattr(item, "shape") for item in data)
         if not (isinstance(data, tuple) or arrays):
             data = (data,)
-        x, y, weight = self._checked(names, *_unpack(tuple(data)))
-        if _is_stream(x):
-            return x
-        return (x, x if y is None else y, weight) if weight is not None else (x, y)
+        return self._checked(names, *inputs.unpack(tuple(data)))
 
-    def _checked(self, names: tuple[str, str, str], x: Any, y: Any, weight: Any) -> Any:
-        """The data as Keras takes them, checked before any step is taken."""
-        if _is_stream(x):
-            return self._checked_stream(names, x), y, weight
-        x = checks.as_array(names[0], x)
-        y = None if y is None else checks.as_array(names[1], y)
-        _check_rows(names, x, y, weight)
-        self._check_batch(names, x, y)
-        if weight is None:
-            return x, y, None
-        weight = checks.as_array(names[2], weight)
-        if weight.shape != x.shape[:1] or not (np.isfinite(weight).all() and (weight >= 0).all()):
-            raise ValueError(
-                f"{names[2]}: got shape {weight.shape}, wanted {x.shape[:1]} finite numbers >= 0"
-            )
-        # Keras drops the weights of arrays without targets.
-        return x, x if y is None else y, weight
+    def _checked(self, names: tuple[str, str, str], x: Any, y: Any, weight: Any) -> inputs.Data:
+        """The data, checked before any step is taken."""
+        data = inputs.read(names, x, y, weight)
+        self._check_arrays(names, *data.sample[:2])
+        return data
 
-    def _checked_stream(self, names: tuple[str, str, str], stream: Any) -> Any:
-        """The stream, its first batch checked; of a dataset all batches are checked for NaN."""
-        if isinstance(stream, tf.data.Dataset):
-            first = next(iter(stream.take(1)), None)
-            checked = stream.map(_assert_finite, num_parallel_calls=tf.data.AUTOTUNE)
-        elif isinstance(stream, keras.utils.Sequence):
-            first, checked = (stream[0] if len(stream) else None), stream
-        else:
-            first = next(stream, None)
-            checked = itertools.chain([first], stream)
-            checked = (batch for batch in checked)  # Keras knows generators by their type.
-        if first is None:
-            raise ValueError(f"{names[0]}: got an empty {type(stream).__name__}, wanted batches")
-        x, y, _ = _unpack(first)
-        x = checks.as_array(names[0], x)
-        y = None if y is None else checks.as_array(names[1], y)
-        self._check_batch(names, x, y)
-        return checked
-
-    def _check_batch(self, names: tuple[str, str, str], x: np.ndarray, y: Any) -> None:
+    def _check_arrays(self, names: tuple[str, ...], x: np.ndarray, y: np.ndarray | None) -> None:
         if not self.built:
             with self.distribute_strategy.scope():
                 _build(self, names[0], x.shape)
-        self.check_data(x, x if y is None else y, (names[0], names[0] if y is None else names[1]))
+        self.check_data(x, y, (names[0], names[0] if y is None else names[1]))
 
     def _log(self, loss: Any, terms: Any, y: Any, prediction: Any, weight: Any) -> dict[str, Any]:
         size = tf.shape(next(iter(terms.values())))[0]
@@ -246,13 +349,26 @@ class ProbabilisticModel(keras.Model):
         return self.get_metrics_result()
 
 
-def _check_rows(names: tuple[str, str, str], x: np.ndarray, y: Any, weight: Any) -> None:
-    for name, values in ((names[1], y), (names[2], weight)):
-        if values is not None and np.shape(values)[:1] != x.shape[:1]:
-            raise ValueError(
-                f"{name}: got shape {np.shape(values)}, wanted {len(x)} rows, as many as "
-                f"{names[0]} has"
-            )
+def _has_batch_hooks(callbacks: Any) -> bool:
+    """Whether callbacks of the user's own want to be called after each batch.
+
+    Those of Keras know that several batches may run in a call.
+    """
+    base = keras.callbacks.Callback
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = callbacks.callbacks
+    return any(
+        name in vars(callback) or getattr(type(callback), name) is not getattr(base, name)
+        for callback in tf.nest.flatten(callbacks or [])
+        for name in _BATCH_HOOKS
+        if name in vars(callback) or not type(callback).__module__.startswith("tf_keras.")
+    )
+
+
+def _for_validation(settings: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `fit` that hold for its validation data, as `evaluate` has them."""
+    size = settings.get("validation_batch_size") or settings.get("batch_size")
+    return {"steps": settings.get("validation_steps"), "batch_size": size}
 
 
 def _build(model: Any, argument: str, shape: tuple[int, ...]) -> None:
@@ -264,21 +380,6 @@ def _build(model: Any, argument: str, shape: tuple[int, ...]) -> None:
         ) from error
 
 
-def _is_stream(x: Any) -> bool:
-    kinds = (tf.data.Dataset, keras.utils.Sequence, Iterator)
-    return isinstance(x, kinds) or inspect.isgenerator(x)
-
-
-def _unpack(data: Any) -> tuple[Any, Any, Any]:
-    """`(x, y, weight)` of a batch `x`, `(x,)`, `(x, y)` or `(x, y, weight)`."""
-    return keras.utils.unpack_x_y_sample_weight(data)
-
-
-def _unpack_batch(data: Any) -> tuple[Any, Any, Any]:
-    x, y, weight = _unpack(data)
-    return x, x if y is None else y, weight
-
-
 def _mean(values: Any, weight: Any) -> Any:
     """The weighted sum over the examples by their number, as Keras averages a loss."""
     if weight is not None:
@@ -288,11 +389,3 @@ def _mean(values: Any, weight: Any) -> Any:
 
 def _total(loss: Any, regularizers: list[Any]) -> Any:
     return tf.add_n([loss, *(tf.cast(value, loss.dtype) for value in regularizers)])
-
-
-def _assert_finite(*batch: Any) -> Any:
-    for values in tf.nest.flatten(batch):
-        if values is not None and values.dtype.is_floating:
-            message = "x: got NaN or infinite values in a batch of the dataset"
-            tf.debugging.assert_all_finite(values, message)
-    return batch[0] if len(batch) == 1 else batch

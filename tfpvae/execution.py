@@ -1,0 +1,266 @@
+"""Many batches in one program: what Keras's loop calls in place of one batch after another."""
+
+import contextlib
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+logger = logging.getLogger(__name__)
+
+#: Steps of a run from which XLA saves more time than the second or two that it compiles.
+WORTHWHILE_STEPS = 1000
+
+# The batches of one call: enough that starting the program costs nothing beside running it, few
+# enough that memory stays small and the progress bar moves.
+_CALLS_PER_EPOCH = 8
+_MIN_BATCHES, _MAX_BATCHES = 32, 1024
+_MAX_BYTES = 2**26
+
+# On CPUs XLA runs convolutions ten times slower than TensorFlow does, and its own stateful
+# generators do not follow the user's seed.
+_SLOW_IN_XLA = ("Conv", "DepthwiseConv", "MaxPool", "AvgPool")
+_STATEFUL_DRAWS = ("Random", "TruncatedNormal", "ParameterizedTruncatedNormal", "Multinomial")
+
+
+def batches_per_call(steps: int, batch_bytes: float) -> int:
+    """How many batches a program runs in one call; a power of two, so that few programs are made.
+
+    Args:
+      steps: batches of an epoch.
+      batch_bytes: size of one.
+
+    Example:
+      >>> batches_per_call(600, batch_bytes=100 * 784 * 4)
+      64
+    """
+    wanted = min(max(steps // _CALLS_PER_EPOCH, _MIN_BATCHES), _MAX_BATCHES)
+    return 2 ** int(np.log2(min(wanted, max_batches(batch_bytes))))
+
+
+def max_batches(batch_bytes: float) -> int:
+    """How many batches may be in memory at once."""
+    return max(1, int(_MAX_BYTES / max(batch_bytes, 1)))
+
+
+def place(*arrays: np.ndarray | None) -> tuple[Any, ...]:
+    """The arrays as tensors: integers as they come, so that bytes stay bytes, the rest in floatx.
+
+    Example:
+      >>> [tensor.dtype.name for tensor in place(np.zeros(3, "uint8"), np.zeros(3, "float64"))]
+      ['uint8', 'float32']
+    """
+    with tf.device("CPU:0"):
+        return _map(_tensor, arrays)
+
+
+def _tensor(values: np.ndarray) -> Any:
+    floating = np.issubdtype(values.dtype, np.floating)
+    return tf.convert_to_tensor(values, keras.backend.floatx() if floating else None)
+
+
+class Program:
+    """Runs a step of a model on the next batches of an iterator, many of them in one call.
+
+    Keras's `fit` and `evaluate` call it as they call their own `train_function`. The batches are
+    joined into chunks `[n, B, ...]`, and one TensorFlow program runs over each: by XLA where that
+    pays, see `uses_xla`. Batches of another size than the first, as a ragged last one, run without
+    XLA, which would have to compile anew for them.
+
+    Args:
+      step: takes a batch, as `keras.Model.train_step`.
+      results: the logs after the last step.
+      counter: a variable that counts the steps.
+      num_batches: how many batches to run in a call, the variable of Keras's loop.
+      jit_compile: True or False; None leaves the choice to `uses_xla`.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[Any], Any],
+        results: Callable[[], dict[str, Any]],
+        counter: Any,
+        num_batches: Any,
+        jit_compile: bool | None,
+    ) -> None:
+        self._step, self._results = step, results
+        self._counter, self._num_batches = counter, num_batches
+        self._jit_compile = jit_compile
+        self._take = tf.function(_take, reduce_retracing=True, autograph=False)
+        self._by_xla = tf.function(self._run, jit_compile=True)
+        self._plain: dict[Any, Any] = {}
+        self._verdicts: dict[Any, bool] = {}
+        self._rows: Any = None
+        self._batch_size: int | None = None
+        #: batches to hold in memory at once, and steps that the whole run will take
+        self.chunk, self.steps = 1, 0
+
+    @contextlib.contextmanager
+    def running(self, rows: Any, chunk: int, steps: int) -> Iterator[None]:
+        """Prepare for a run.
+
+        Args:
+          rows: the data, if the batches are indices of their rows; None takes them as they are.
+          chunk: how many batches to hold in memory at once.
+          steps: how many steps the whole run will take.
+        """
+        outer = self._rows, self._batch_size, self.chunk, self.steps
+        self._rows, self._batch_size, self.chunk, self.steps = rows, None, chunk, steps
+        try:
+            yield
+        finally:
+            self._rows, self._batch_size, self.chunk, self.steps = outer
+
+    def __call__(self, iterator: Any) -> dict[str, Any]:
+        """Run the next batches, as many as there are; the logs.
+
+        Raises:
+          tf.errors.OutOfRangeError: if there are none.
+        """
+        logs: dict[str, Any] = {}
+        left = int(self._num_batches)
+        while left > 0:
+            try:
+                num = tf.constant(min(left, self.chunk))
+                joined, taken = self._take(iterator, self._rows, num)
+            except tf.errors.OutOfRangeError:
+                if not logs:
+                    raise
+                break
+            sizes = taken.numpy().tolist()
+            start = 0
+            for size, same in itertools.groupby(sizes):
+                count = len(list(same))
+                logs = self._run_chunk(_cut(joined, start, count, size), count, size)
+                start += count * size
+            self._counter.assign_add(len(sizes))
+            left -= len(sizes)
+        return logs
+
+    def uses_xla(self, chunk: Any, batch_size: int) -> bool:
+        """Whether to run a chunk by XLA: as the user says, or else where it is known to pay.
+
+        It pays in long runs of networks without convolutions. The rule depends on the model and on
+        the arguments of `fit` alone, not on a clock, because XLA and TensorFlow draw different
+        numbers from one seed, and a run must repeat bit for bit.
+        """
+        if self._jit_compile is not None:
+            return self._jit_compile
+        if self.steps < WORTHWHILE_STEPS or batch_size != self._batch_size:
+            return False
+        signature = str(_map(lambda rows: (rows.dtype, rows.shape), chunk))
+        if signature not in self._verdicts:
+            self._verdicts[signature] = self._can_use_xla(chunk)
+        return self._verdicts[signature]
+
+    def _can_use_xla(self, chunk: Any) -> bool:
+        none = tf.constant(0)
+        obstacle = _obstacle(self._by_xla.get_concrete_function(chunk, none).graph)
+        if obstacle is not None:
+            logger.info("training without XLA, because of %s", obstacle)
+            return False
+        try:
+            self._by_xla(chunk, none)  # Compiles, and takes no step.
+        except tf.errors.OpError as error:
+            reason = error.message.split("\n")[0]
+            logger.warning("training without XLA, which cannot compile the model: %s", reason)
+            return False
+        return True
+
+    def _run_chunk(self, chunk: Any, num: int, batch_size: int) -> dict[str, Any]:
+        if self._batch_size is None:
+            self._batch_size = batch_size
+        padded = _map(lambda rows: _pad(rows, self.chunk), chunk)
+        if self.uses_xla(padded, batch_size):
+            return self._by_xla(padded, tf.constant(num))
+        return self._without_xla(chunk)(chunk, tf.constant(num))
+
+    def _without_xla(self, chunk: Any) -> Any:
+        """The program for batches of any number and size."""
+        specs = _map(lambda rows: tf.TensorSpec([None, None, *rows.shape[2:]], rows.dtype), chunk)
+        signature = str(specs)
+        if signature not in self._plain:
+            function = tf.function(self._run)
+            self._plain[signature] = function.get_concrete_function(
+                specs, tf.TensorSpec([], tf.int32)
+            )
+        return self._plain[signature]
+
+    def _run(self, chunk: Any, num: Any) -> dict[str, Any]:
+        """The steps on the first `num` batches of a chunk."""
+
+        def body(i: Any) -> Any:
+            self._step(_map(lambda rows: tf.gather(rows, i), chunk))
+            return i + 1
+
+        tf.while_loop(lambda i: i < num, body, [tf.constant(0)], parallel_iterations=1)
+        return self._results()
+
+
+def _take(iterator: Any, rows: Any, num: Any) -> tuple[Any, Any]:
+    """The next batches of an iterator, at most `num`, joined along their first axis; their sizes.
+
+    With `rows`, the batches are of indices, and their rows are what is taken.
+    """
+    spec = iterator.element_spec
+    arrays = [
+        tf.TensorArray(leaf.dtype, 0, True, element_shape=leaf.shape, infer_shape=False)
+        for leaf in tf.nest.flatten(spec)
+    ]
+
+    def write(batch: Any, i: Any, arrays: Any, sizes: Any) -> Any:
+        leaves = tf.nest.flatten(batch)
+        written = [array.write(i, leaf) for array, leaf in zip(arrays, leaves, strict=True)]
+        return i + 1, True, written, sizes.write(i, tf.shape(leaves[0])[0])
+
+    def body(i: Any, _: Any, arrays: Any, sizes: Any) -> Any:
+        batch = iterator.get_next_as_optional()
+        return tf.cond(
+            batch.has_value(),
+            lambda: write(batch.get_value(), i, arrays, sizes),
+            lambda: (i, False, arrays, sizes),
+        )
+
+    # The first one raises OutOfRangeError if the iterator is at its end.
+    first = write(iterator.get_next(), 0, arrays, tf.TensorArray(tf.int32, 0, True))
+    _, _, arrays, sizes = tf.while_loop(lambda i, more, *_: more & (i < num), body, first)
+    joined = tf.nest.pack_sequence_as(spec, [array.concat() for array in arrays])
+    if rows is not None:
+        (indices,) = tf.nest.flatten(joined)
+        joined = _map(lambda values: tf.gather(values, indices), rows)
+    return joined, sizes.stack()
+
+
+def _cut(joined: Any, start: int, num: int, size: int) -> Any:
+    """`num` batches of one size from joined ones, `[num, size, ...]`."""
+    return _map(
+        lambda rows: tf.reshape(rows[start : start + num * size], (num, size, *rows.shape[1:])),
+        joined,
+    )
+
+
+def _pad(rows: Any, num: int) -> Any:
+    """Rows up to `num`, so that a program of one shape takes any number of them."""
+    missing = num - rows.shape[0]
+    return rows if missing <= 0 else tf.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1))
+
+
+def _map(function: Callable[[Any], Any], structure: Any) -> Any:
+    return tf.nest.map_structure(lambda x: None if x is None else function(x), structure)
+
+
+def _obstacle(graph: Any) -> str | None:
+    """What speaks against XLA in a graph, None if nothing does."""
+    definition = graph.as_graph_def()
+    nodes = [definition.node, *(function.node_def for function in definition.library.function)]
+    operations = sorted({node.op for node in itertools.chain(*nodes)})
+    for operation in operations:
+        if operation.startswith(_SLOW_IN_XLA):
+            return f"{operation}, which it runs slowly"
+        if operation.startswith(_STATEFUL_DRAWS):
+            return f"{operation}, which would not follow the seed"
+    return None

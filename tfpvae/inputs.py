@@ -1,0 +1,137 @@
+"""What `fit` and `evaluate` are given: arrays, or a stream of batches, checked before any step."""
+
+import inspect
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from tfpvae import checks
+
+_KERAS_BATCH_SIZE = 32
+
+
+class Data(NamedTuple):
+    """Arrays, or a stream of batches.
+
+    Attributes:
+      x: array `[N, ...]`, or a `tf.data.Dataset`, `keras.utils.Sequence` or generator.
+      y: array of targets, None for those of x.
+      weight: array `[N]` of the weights of the examples, None for ones.
+      first: of a stream the first batch `(x, y, weight)`; None for arrays.
+    """
+
+    x: Any
+    y: Any = None
+    weight: Any = None
+    first: tuple[Any, Any, Any] | None = None
+
+    @property
+    def sample(self) -> tuple[Any, Any, Any]:
+        """All the arrays, or the first batch of a stream."""
+        return self.first or self[:3]
+
+    def steps(self, settings: Mapping[str, Any]) -> int | None:
+        """Batches of an epoch under these arguments of `fit`, None where nobody can know."""
+        steps = settings.get("steps_per_epoch") or settings.get("steps")
+        if steps is not None:
+            return None if steps == -1 else int(steps)
+        if self.first is None:
+            return math.ceil(self._rows(settings) / self._batch_size(settings))
+        if isinstance(self.x, keras.utils.Sequence):
+            return len(self.x)
+        steps = int(self.x.cardinality()) if isinstance(self.x, tf.data.Dataset) else -1
+        return steps if steps >= 0 else None
+
+    def batch_bytes(self, settings: Mapping[str, Any]) -> float:
+        """Size of a batch."""
+        size = sum(np.asarray(values).nbytes for values in self.sample if values is not None)
+        return size if self.first else size / len(self.x) * self._batch_size(settings)
+
+    def indices(self) -> "Data":
+        """Indices of the rows of arrays, in their place; a stream stays what it is."""
+        return self if self.first else Data(np.arange(len(self.x), dtype=np.int32))
+
+    def _rows(self, settings: Mapping[str, Any]) -> int:
+        return math.floor(len(self.x) * (1.0 - (settings.get("validation_split") or 0.0)))
+
+    def _batch_size(self, settings: Mapping[str, Any]) -> int:
+        size, steps = settings.get("batch_size"), settings.get("steps_per_epoch")
+        if size is None and steps is not None:
+            return math.ceil(self._rows(settings) / steps)
+        return _KERAS_BATCH_SIZE if size is None else size
+
+
+def read(names: tuple[str, str, str], x: Any, y: Any, weight: Any) -> Data:
+    """The data as arrays of numbers with as many rows each, or as a stream that is not empty.
+
+    Args:
+      names: what errors call x, y and the weights.
+      x: array, or a stream of batches `x`, `(x, y)` or `(x, y, weight)`.
+      y: array or None.
+      weight: array or None.
+
+    Raises:
+      TypeError: for data that are no numbers.
+      ValueError: for empty data, different numbers of rows, weights that are no weights.
+    """
+    if is_stream(x):
+        stream, first = _peek(names[0], x)
+        first_x, first_y, first_weight = unpack(first)
+        first_x = checks.as_array(names[0], first_x)
+        first_y = None if first_y is None else checks.as_array(names[1], first_y)
+        return Data(stream, y, weight, (first_x, first_y, first_weight))
+    x = checks.as_array(names[0], x)
+    y = None if y is None else checks.as_array(names[1], y)
+    for name, values in ((names[1], y), (names[2], weight)):
+        if values is not None and np.shape(values)[:1] != x.shape[:1]:
+            raise ValueError(
+                f"{name}: got shape {np.shape(values)}, wanted {len(x)} rows, as many as "
+                f"{names[0]} has"
+            )
+    if weight is not None:
+        weight = checks.as_array(names[2], weight)
+        if weight.shape != x.shape[:1] or not (np.isfinite(weight).all() and (weight >= 0).all()):
+            raise ValueError(
+                f"{names[2]}: got shape {weight.shape}, wanted {x.shape[:1]} finite numbers >= 0"
+            )
+    return Data(x, y, weight)
+
+
+def is_stream(x: Any) -> bool:
+    """Whether these are batches, and not an array."""
+    kinds = (tf.data.Dataset, keras.utils.Sequence, Iterator)
+    return isinstance(x, kinds) or inspect.isgenerator(x)
+
+
+def unpack(data: Any) -> tuple[Any, Any, Any]:
+    """`(x, y, weight)` of a batch `x`, `(x,)`, `(x, y)` or `(x, y, weight)`."""
+    return keras.utils.unpack_x_y_sample_weight(data)
+
+
+def _peek(name: str, stream: Any) -> tuple[Any, Any]:
+    """The stream and its first batch; all batches of a dataset will be checked for NaN."""
+    if isinstance(stream, tf.data.Dataset):
+        first = next(iter(stream.take(1)), None)
+        stream = stream.map(_assert_finite, num_parallel_calls=tf.data.AUTOTUNE)
+    elif isinstance(stream, keras.utils.Sequence):
+        first = stream[0] if len(stream) else None
+    else:
+        first = next(stream, None)
+        batches = itertools.chain([first], stream)
+        stream = (batch for batch in batches)  # Keras knows generators by their type.
+    if first is None:
+        raise ValueError(f"{name}: got an empty {type(stream).__name__}, wanted batches")
+    return stream, first
+
+
+def _assert_finite(*batch: Any) -> Any:
+    for values in tf.nest.flatten(batch):
+        if values is not None and values.dtype.is_floating:
+            message = "x: got NaN or infinite values in a batch of the dataset"
+            tf.debugging.assert_all_finite(values, message)
+    return batch[0] if len(batch) == 1 else batch
