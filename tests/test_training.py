@@ -224,6 +224,8 @@ def acceptable(values):
         return False
     if array.dtype.kind not in "biuf" or array.ndim != 2 or array.shape[1] != D or not len(array):
         return False
+    if array.dtype.kind == "f":  # TensorFlow takes subnormal numbers for zeros.
+        array = np.where(np.abs(array) < np.finfo("float32").tiny, 0, array)
     return bool(np.isfinite(array).all() and (array >= 0).all() and (array <= 1).all())
 
 

@@ -71,6 +71,9 @@ class Program:
     pays, see `uses_xla`. Batches of another size than the first, as a ragged last one, run without
     XLA, which would have to compile anew for them.
 
+    The step is traced as it is, without AutoGraph, which would read all our code for nothing; Keras
+    converts the layers and metrics of users itself.
+
     Args:
       step: takes a batch, as `keras.Model.train_step`.
       results: the logs after the last step.
@@ -91,7 +94,7 @@ class Program:
         self._counter, self._num_batches = counter, num_batches
         self._jit_compile = jit_compile
         self._take = tf.function(_take, reduce_retracing=True, autograph=False)
-        self._by_xla = tf.function(self._run, jit_compile=True)
+        self._by_xla = tf.function(self._run, jit_compile=True, autograph=False)
         self._plain: dict[Any, Any] = {}
         self._verdicts: dict[Any, bool] = {}
         self._rows: Any = None
@@ -184,7 +187,7 @@ class Program:
         specs = _map(lambda rows: tf.TensorSpec([None, None, *rows.shape[2:]], rows.dtype), chunk)
         signature = str(specs)
         if signature not in self._plain:
-            function = tf.function(self._run)
+            function = tf.function(self._run, autograph=False)
             self._plain[signature] = function.get_concrete_function(
                 specs, tf.TensorSpec([], tf.int32)
             )

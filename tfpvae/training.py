@@ -159,6 +159,8 @@ class ProbabilisticModel(keras.Model):
         if not self._runs_programs():
             return super().make_train_function(force or is_ours)
         if force or not is_ours:
+            if hasattr(self.optimizer, "build"):  # Not while the program is traced: that is slow.
+                self.optimizer.build(self.trainable_variables)
             self.train_function = self._program(
                 self.train_step, self._train_counter, self._jit_compile
             )
