@@ -40,6 +40,7 @@ ALLOWED = {
     "likelihoods": {"layers"},
     "evaluation": {"checks", "noise", "training"},
     "models": {
+        "execution",
         "checks",
         "layers",
         "losses",

@@ -3,6 +3,8 @@
 import contextlib
 import itertools
 import logging
+import math
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +22,8 @@ WORTHWHILE_STEPS = 1000
 _CALLS_PER_EPOCH = 8
 _MIN_BATCHES, _MAX_BATCHES = 32, 1024
 _MAX_BYTES = 2**26
+_MAX_BYTES_INFERENCE = 2**28
+_PATIENCE_SECONDS = 2.0
 
 # On CPUs XLA runs convolutions ten times slower than TensorFlow does, and its own stateful
 # generators do not follow the user's seed.
@@ -202,6 +206,95 @@ class Program:
 
         tf.while_loop(lambda i: i < num, body, [tf.constant(0)], parallel_iterations=1)
         return self._results()
+
+
+class Batched:
+    """A function of rows, compiled once, that runs over any number of them in batches.
+
+    The batches, and for many draws those too, are as large as a bound on memory allows: the
+    compiled graph tells what one draw for one row takes.
+
+    Args:
+      function: `(rows [B, ...], num_samples, seed) -> tensor`, which is `[B, ...]`, a sum over the
+        draws, or without `sums` `[num_samples, B, ...]`.
+      sums: whether the function sums over the draws.
+    """
+
+    def __init__(self, function: Callable[[Any, Any, Any], Any], sums: bool = True) -> None:
+        self._function, self._sums = function, sums
+        self._compiled: dict[Any, tuple[Any, int]] = {}
+
+    def __call__(self, rows: Any, seed: Any, num_samples: int = 1, verbose: Any = "auto") -> Any:
+        """The results of all rows, a tensor.
+
+        Args:
+          rows: tensor `[N, ...]`.
+          seed: int32 tensor `[2]`; each batch draws from a seed of its own, made from it.
+          num_samples: draws for each row.
+          verbose: 1 shows progress, 0 does not, "auto" does after a few seconds.
+        """
+        function, pair_bytes = self._compile(rows)
+        pairs = max(1, _MAX_BYTES_INFERENCE // pair_bytes)
+        draws = min(num_samples, pairs)
+        size = max(1, pairs // num_samples)
+        progress = _Progress(rows.shape[0], verbose)
+        results, count = [], itertools.count()
+        for start in range(0, rows.shape[0], size):
+            part = rows[start : start + size]
+            pieces = [
+                function(part, tf.constant(num), tf.random.fold_in(seed, next(count)))
+                for num in _pieces(num_samples, draws)
+            ]
+            results.append(tf.add_n(pieces) if self._sums else tf.concat(pieces, 0))
+            progress.update(min(start + size, rows.shape[0]))
+        return tf.concat(results, axis=0 if self._sums else 1)
+
+    def _compile(self, rows: Any) -> tuple[Any, int]:
+        """The function for rows of this type, and the memory it takes for one draw of one row."""
+        signature = (rows.dtype, tuple(rows.shape[1:]))
+        if signature not in self._compiled:
+            concrete = tf.function(self._function, autograph=False).get_concrete_function(
+                tf.TensorSpec([None, *rows.shape[1:]], rows.dtype),
+                tf.TensorSpec([], tf.int32),
+                tf.TensorSpec([2], tf.int32),
+            )
+            self._compiled[signature] = concrete, _bytes(concrete.graph)
+        return self._compiled[signature]
+
+
+class _Progress:
+    """A progress bar for what takes long."""
+
+    def __init__(self, target: int, verbose: Any) -> None:
+        self._target, self._verbose = target, verbose
+        self._start = time.monotonic()
+        self._bar: Any = None
+
+    def update(self, current: int) -> None:
+        late = time.monotonic() - self._start > _PATIENCE_SECONDS and current < self._target
+        if self._bar is None and (self._verbose == 1 or (self._verbose == "auto" and late)):
+            self._bar = keras.utils.Progbar(self._target, unit_name="example")
+        if self._bar is not None:
+            self._bar.update(current)
+
+
+def _pieces(total: int, size: int) -> list[int]:
+    """`total` in pieces of `size` and a rest."""
+    return [min(size, total - start) for start in range(0, total, size)]
+
+
+def _bytes(graph: Any) -> int:
+    """Bytes of what a graph computes for one row: its tensors of unknown length, added up."""
+    shapes = [
+        (tensor.shape, tensor.dtype)
+        for operation in graph.get_operations()
+        for tensor in operation.outputs
+        if tensor.shape.rank and not tensor.shape.is_fully_defined()
+    ]
+    return 1 + sum(
+        dtype.size * math.prod(size for size in shape if size is not None)
+        for shape, dtype in shapes
+    )
 
 
 def _take(iterator: Any, rows: Any, num: Any) -> tuple[Any, Any]:

@@ -8,7 +8,17 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras as keras
 
-from tfpvae import checks, layers, losses, noise, objectives, priors, regularizers, training
+from tfpvae import (
+    checks,
+    execution,
+    layers,
+    losses,
+    noise,
+    objectives,
+    priors,
+    regularizers,
+    training,
+)
 
 tfd = tfp.distributions
 
@@ -93,6 +103,8 @@ class VAE(training.ProbabilisticModel):
             _check_sizes(prior.event_shape, posterior.event_shape)
         self.objective = objectives.ELBO()
         self._regularizer = regularizers.KLDivergenceRegularizer(prior)
+        # Past Keras's tracking: compiled functions are no part of what is saved.
+        object.__setattr__(self, "_batched", {})
 
     def compile(
         self, optimizer: Any = "rmsprop", loss: Any = None, *, objective: Any = None, **kwargs: Any
@@ -134,9 +146,12 @@ class VAE(training.ProbabilisticModel):
         return self._decode(z, training)
 
     def posterior(self, x: Any) -> Any:
-        """The posterior q(z|x), a `tfd.Distribution` with batch shape `[B]`."""
-        with noise.fixed(0):  # No draw is kept; TFP's global generator is left alone.
-            return self._encode(self.prepare(self._data(x)), False)[0].tensor_distribution
+        """The posterior q(z|x), a `tfd.Distribution` with batch shape `[N]`.
+
+        Args:
+          x: data `[N, *event_shape]`; the encoder sees them in batches.
+        """
+        return self._distribution(self._posterior, x)
 
     def likelihood(self, z: Any) -> Any:
         """The likelihood p(x|z), a `tfd.Distribution`, batch shape that of z `[..., D]`."""
@@ -144,57 +159,60 @@ class VAE(training.ProbabilisticModel):
         with noise.fixed(0):
             return self._decode(z, False).tensor_distribution
 
-    def sample(self, num: int, seed: Any = None) -> np.ndarray:
+    def sample(self, num: int, seed: Any = None, verbose: Any = "auto") -> np.ndarray:
         """Draw data from the model: z from p(z), then x from p(x|z).
 
         Args:
           num: how many.
           seed: an integer or an int tensor `[2]`; None goes on in the model's own noise.
+          verbose: 1 shows progress, 0 does not, "auto" does when it takes long.
 
         Returns:
           An array `[num, *event_shape]`. For the means instead of draws:
           `vae.likelihood(vae.prior().sample(num)).mean()`.
         """
         checks.positive_integer("num_samples", num)
-        with noise.fixed(self._seed(seed)):
-            z = self.prior().sample(num, seed=noise.next_seed())
-            return self.likelihood(z).sample(seed=noise.next_seed()).numpy()
+        return self._in_batches(self._sample, tf.zeros((num, 0)), seed, verbose=verbose).numpy()
 
-    def reconstruct(self, x: Any, seed: Any = None) -> np.ndarray:
+    def reconstruct(self, x: Any, seed: Any = None, verbose: Any = "auto") -> np.ndarray:
         """The mean of p(x'|z) at a draw z of q(z|x), an array like x.
 
         Args:
-          x: data `[B, *event_shape]`.
+          x: data `[N, *event_shape]`.
           seed: an integer or an int tensor `[2]`; None goes on in the model's own noise.
+          verbose: 1 shows progress, 0 does not, "auto" does when it takes long.
         """
-        q = self.posterior(x)
-        with noise.fixed(self._seed(seed)):
-            z = q.sample(seed=noise.next_seed())
-            return tf.convert_to_tensor(self._decode(z, False)).numpy()
+        return self._in_batches(self._reconstruct, self._data(x), seed, verbose=verbose).numpy()
 
     def predict_distribution(self, x: Any) -> Any:
         """The likelihood p(x'|z) at the mean z of q(z|x), a `tfd.Distribution`."""
-        return self.likelihood(self.posterior(x).mean())
+        return self._distribution(self._prediction, x)
 
-    def log_weights(self, x: Any, num_samples: int = 1, seed: Any = None) -> np.ndarray:
+    def log_weights(
+        self, x: Any, num_samples: int = 1, seed: Any = None, verbose: Any = "auto"
+    ) -> np.ndarray:
         r"""Log importance weights of draws of z from the posterior.
 
         $$ \log w_{sb} = \log p(x_b \mid z_{sb}) + \log p(z_{sb}) - \log q(z_{sb} \mid x_b),
            \qquad z_{sb} \sim q(z \mid x_b) $$
 
         Args:
-          x: data `[B, *event_shape]`.
+          x: data `[N, *event_shape]`.
           num_samples: the number S of draws for each example.
           seed: an integer or an int tensor `[2]`; None goes on in the model's own noise.
+          verbose: 1 shows progress, 0 does not, "auto" does when it takes long.
 
         Returns:
-          An array `[S, B]`, in nats. Its mean over S estimates the ELBO, its log-mean-exp
+          An array `[S, N]`, in nats. Its mean over S estimates the ELBO, its log-mean-exp
           estimates log p(x) from below.
         """
-        q, z, log_likelihood = self._draw(x, num_samples, seed)
-        return (log_likelihood + self.prior().log_prob(z) - q.log_prob(z)).numpy()
+        num_samples = checks.positive_integer("num_samples", num_samples)
+        x = self._data(x)
+        return self._in_batches(self._log_weights, x, seed, num_samples, verbose).numpy()
 
-    def elbo(self, x: Any, num_samples: int = 1, seed: Any = None) -> np.ndarray:
+    def elbo(
+        self, x: Any, num_samples: int = 1, seed: Any = None, verbose: Any = "auto"
+    ) -> np.ndarray:
         r"""The evidence lower bound of each example, whatever the objective of training.
 
         $$ \mathrm{ELBO}(x_b) = \frac1S \sum_s \log p(x_b \mid z_{sb})
@@ -203,16 +221,17 @@ class VAE(training.ProbabilisticModel):
         with the closed form of the KL where TFP has one, and the same draws otherwise.
 
         Args:
-          x: data `[B, *event_shape]`.
+          x: data `[N, *event_shape]`.
           num_samples: the number S of draws for each example.
           seed: an integer or an int tensor `[2]`; None goes on in the model's own noise.
+          verbose: 1 shows progress, 0 does not, "auto" does when it takes long.
 
         Returns:
-          An array `[B]`, in nats.
+          An array `[N]`, in nats.
         """
-        q, z, log_likelihood = self._draw(x, num_samples, seed)
-        kl = regularizers.KLDivergenceRegularizer(self.prior).divergence(q, z)
-        return (tf.reduce_mean(log_likelihood, axis=0) - kl).numpy()
+        num_samples = checks.positive_integer("num_samples", num_samples)
+        total = self._in_batches(self._elbo, self._data(x), seed, num_samples, verbose)
+        return total.numpy() / num_samples
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> np.ndarray:
         """The mean of `predict_distribution(x)`, in batches, as `keras.Model.predict`."""
@@ -224,8 +243,7 @@ class VAE(training.ProbabilisticModel):
         """The mean of the likelihood at the mean of the posterior, for one batch."""
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         with noise.fixed(0):
-            q, _ = self._encode(self.prepare(x), False)
-            return tf.convert_to_tensor(self._decode(q.mean(), False))
+            return tf.convert_to_tensor(self._prediction(x))
 
     def example_losses(self, x: Any, y: Any, training: bool) -> tuple[Any, dict[str, Any], Any]:
         """The loss of each example, its nll and kl, and the likelihood."""
@@ -310,23 +328,72 @@ class VAE(training.ProbabilisticModel):
             )
         return layers.rebatch(p, tf.shape(z)[:batch_ndims], batch_ndims) if several else p
 
-    def _draw(self, x: Any, num_samples: int, seed: Any) -> tuple[Any, Any, Any]:
+    # What runs in batches, see `execution.Batched`.
+
+    def _posterior(self, x: Any) -> Any:
+        return self._encode(self.prepare(x), False)[0]
+
+    def _prediction(self, x: Any) -> Any:
+        return self._decode(self._posterior(x).mean(), False)
+
+    def _sample(self, rows: Any, num_samples: Any, seed: Any) -> Any:
+        with noise.fixed(seed):
+            z = self.prior().sample(tf.shape(rows)[0], seed=noise.next_seed())
+            z = tf.ensure_shape(z, (None, *self.prior.event_shape))
+            return self._decode(z, False).sample(seed=noise.next_seed())
+
+    def _reconstruct(self, x: Any, num_samples: Any, seed: Any) -> Any:
+        with noise.fixed(seed):
+            z = self._posterior(x).sample(seed=noise.next_seed())
+            return tf.convert_to_tensor(self._decode(z, False))
+
+    def _log_weights(self, x: Any, num_samples: Any, seed: Any) -> Any:
+        q, z, log_likelihood = self._draw(x, num_samples, seed)
+        return log_likelihood + self.prior().log_prob(z) - q.log_prob(z)
+
+    def _elbo(self, x: Any, num_samples: Any, seed: Any) -> Any:
+        q, z, log_likelihood = self._draw(x, num_samples, seed)
+        kl = regularizers.KLDivergenceRegularizer(self.prior).divergence(q, z)
+        return tf.reduce_sum(log_likelihood, axis=0) - tf.cast(num_samples, kl.dtype) * kl
+
+    def _draw(self, x: Any, num_samples: Any, seed: Any) -> tuple[Any, Any, Any]:
         """The posterior, draws of z `[S, B, D]` from it, and log p(x|z) `[S, B]`."""
-        checks.positive_integer("num_samples", num_samples)
-        x = self._data(x)
-        q = self.posterior(x)
-        with noise.fixed(self._seed(seed)):
+        with noise.fixed(seed):
+            x = self.prepare(x)
+            q, _ = self._encode(x, False)
             z = q.sample(num_samples, seed=noise.next_seed())
-        return q, z, self.likelihood(z).log_prob(self.prepare(x))
+            z = tf.ensure_shape(z, (None, None, *self.prior.event_shape))
+            return q, z, self._decode(z, False).log_prob(x)
+
+    def _in_batches(
+        self, function: Any, rows: Any, seed: Any, num_samples: int = 1, verbose: Any = "auto"
+    ) -> Any:
+        name = function.__name__
+        if name not in self._batched:
+            self._batched[name] = execution.Batched(function, sums=name != "_log_weights")
+        seed = self.noise.next() if seed is None else noise.as_seed(seed)
+        return self._batched[name](rows, seed, num_samples, verbose)
+
+    def _distribution(self, function: Any, x: Any) -> Any:
+        """The distribution that a function makes of data, its parameters computed in batches."""
+
+        def params(x: Any, num_samples: Any, seed: Any) -> Any:
+            with noise.fixed(seed):  # TFP's global generator is left alone.
+                return _source(function(x))[1]
+
+        params.__name__ = function.__name__
+        x = self._data(x)
+        with noise.fixed(0):
+            source = _source(function(x[:1]))
+            if source is None:  # Not one of our blocks: nobody knows its parameters.
+                return function(x).tensor_distribution
+        return source[0].new(self._in_batches(params, x, seed=0))
 
     def _data(self, x: Any) -> Any:
-        """The data as an array that the model can score."""
+        """The data as a tensor that the model can score."""
         array = checks.as_array("x", x)
         self._check_arrays(("x",), array, None)
-        return array
-
-    def _seed(self, seed: Any) -> Any:
-        return self.noise.next() if seed is None else noise.as_seed(seed)
+        return execution.place(array)[0]
 
 
 def _last_layer(network: Any) -> Any:
@@ -334,6 +401,11 @@ def _last_layer(network: Any) -> Any:
     while getattr(network, "layers", None):
         network = network.layers[-1]
     return network
+
+
+def _source(distribution: Any) -> Any:
+    """The block that made a distribution, and the parameters it made it from; None if no block."""
+    return getattr(distribution.tensor_distribution, "_tfpvae_source", None)
 
 
 def _check_sizes(prior: Any, posterior: Any) -> None:

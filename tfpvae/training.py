@@ -58,6 +58,9 @@ class ProbabilisticModel(keras.Model):
       **kwargs: of `keras.Model`.
     """
 
+    train_function: Any
+    test_function: Any
+
     #: names of the terms of the loss, in the order of the progress bar
     terms: tuple[str, ...] = ()
 
@@ -78,8 +81,8 @@ class ProbabilisticModel(keras.Model):
         """The loss of each example `[B]`, its terms `[B]` by name, and the prediction."""
         raise NotImplementedError
 
-    def check_data(self, x: np.ndarray, y: np.ndarray, arguments: tuple[str, str]) -> None:
-        """Raise ValueError unless the model can be trained on inputs x and targets y."""
+    def check_data(self, x: np.ndarray, y: np.ndarray | None, arguments: tuple[str, str]) -> None:
+        """Raise ValueError unless the model can be trained on inputs x and targets y, or x's."""
         raise NotImplementedError
 
     def prepare(self, x: Any) -> Any:
@@ -295,7 +298,7 @@ class ProbabilisticModel(keras.Model):
 
         num = outer = int(self._steps_per_execution)
         if not (self._chosen_pace or outer != 1 or _has_batch_hooks(callbacks)):
-            if None not in steps:
+            if steps[0] is not None and steps[-1] is not None:
                 num = execution.batches_per_call(steps[0], batch_bytes)
             else:
                 pace = _Pace((train, test), batch_bytes, epochs, steps[-1] is None)
