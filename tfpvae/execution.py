@@ -25,9 +25,10 @@ _MAX_BYTES = 2**26
 _MAX_BYTES_INFERENCE = 2**28
 _PATIENCE_SECONDS = 2.0
 
-# On CPUs XLA runs convolutions ten times slower than TensorFlow does, and its own stateful
-# generators do not follow the user's seed.
-_SLOW_IN_XLA = ("Conv", "DepthwiseConv", "MaxPool", "AvgPool")
+# What speaks against XLA, by the beginnings of the operations' names. On CPUs it runs convolutions
+# and recurrent networks (loops that keep what their gradients need in lists) ten times slower than
+# TensorFlow does (tests/benchmarks/choice.py), and its stateful generators ignore the user's seed.
+_SLOW_IN_XLA = ("Conv", "DepthwiseConv", "TensorList")
 _STATEFUL_DRAWS = ("Random", "TruncatedNormal", "ParameterizedTruncatedNormal", "Multinomial")
 
 
@@ -151,7 +152,7 @@ class Program:
     def uses_xla(self, chunk: Any, batch_size: int) -> bool:
         """Whether to run a chunk by XLA: as the user says, or else where it is known to pay.
 
-        It pays in long runs of networks without convolutions. The rule depends on the model and on
+        It pays in long runs of networks that neither convolve nor recur. The rule depends on the model and on
         the arguments of `fit` alone, not on a clock, because XLA and TensorFlow draw different
         numbers from one seed, and a run must repeat bit for bit.
         """
@@ -266,15 +267,14 @@ class _Progress:
     """A progress bar for what takes long."""
 
     def __init__(self, target: int, verbose: Any) -> None:
-        self._target, self._verbose = target, verbose
+        self._bar = keras.utils.Progbar(target, interval=0.2, unit_name="example")
+        self._target, self._shown, self._auto = target, verbose == 1, verbose == "auto"
         self._start = time.monotonic()
-        self._bar: Any = None
 
     def update(self, current: int) -> None:
-        late = time.monotonic() - self._start > _PATIENCE_SECONDS and current < self._target
-        if self._bar is None and (self._verbose == 1 or (self._verbose == "auto" and late)):
-            self._bar = keras.utils.Progbar(self._target, unit_name="example")
-        if self._bar is not None:
+        late = time.monotonic() - self._start > _PATIENCE_SECONDS
+        self._shown = self._shown or (self._auto and late and current < self._target)
+        if self._shown:
             self._bar.update(current)
 
 
