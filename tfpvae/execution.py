@@ -152,9 +152,9 @@ class Program:
     def uses_xla(self, chunk: Any, batch_size: int) -> bool:
         """Whether to run a chunk by XLA: as the user says, or else where it is known to pay.
 
-        It pays in long runs of networks that neither convolve nor recur. The rule depends on the model and on
-        the arguments of `fit` alone, not on a clock, because XLA and TensorFlow draw different
-        numbers from one seed, and a run must repeat bit for bit.
+        It pays in long runs of networks that neither convolve nor recur. The rule depends on the
+        model and on the arguments of `fit` alone, not on a clock, because XLA and TensorFlow draw
+        different numbers from one seed, and a run must repeat bit for bit.
         """
         if self._jit_compile is not None:
             return self._jit_compile

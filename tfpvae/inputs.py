@@ -63,7 +63,7 @@ class Data(NamedTuple):
         size, steps = settings.get("batch_size"), settings.get("steps_per_epoch")
         if size is None and steps is not None:
             return math.ceil(self._rows(settings) / steps)
-        return _KERAS_BATCH_SIZE if size is None else size
+        return _KERAS_BATCH_SIZE if size is None else checks.positive_integer("batch_size", size)
 
 
 def read(names: tuple[str, str, str], x: Any, y: Any, weight: Any) -> Data:

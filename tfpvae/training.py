@@ -240,7 +240,8 @@ class ProbabilisticModel(keras.Model):
             raise ValueError("class_weight: the model has no classes; use sample_weight")
         data = self._checked(("x", "y", "sample_weight"), x, y, sample_weight)
         held_out = None if validation_data is None else self._checked_validation(validation_data)
-        kwargs |= {"batch_size": batch_size, "validation_split": validation_split, "epochs": epochs}
+        split = validation_split if held_out is None else 0.0  # Keras's order of precedence.
+        kwargs |= {"batch_size": batch_size, "validation_split": split, "epochs": epochs}
         with self._fed(data, held_out, callbacks, kwargs) as (data, held_out, callbacks):
             return super().fit(
                 data.x,
@@ -288,26 +289,19 @@ class ProbabilisticModel(keras.Model):
         if not self._runs_programs():
             yield self._with_targets(data), self._with_targets(held_out), callbacks
             return
-        parts = [(data, settings)] if data is not None else []
-        if held_out is not None:
-            parts.append((held_out, _for_validation(settings) if parts else settings))
-        steps = [part.steps(own_settings) for part, own_settings in parts]
-        batch_bytes = max(part.batch_bytes(own_settings) for part, own_settings in parts)
         train, test = self.make_train_function(), self.make_test_function()
+        steps, batch_bytes = _lengths(data, held_out, settings)
         epochs = settings.get("epochs", 0)
-
         num = outer = int(self._steps_per_execution)
         if not (self._chosen_pace or outer != 1 or _has_batch_hooks(callbacks)):
-            if steps[0] is not None and steps[-1] is not None:
-                num = execution.batches_per_call(steps[0], batch_bytes)
+            if None not in steps:
+                num = execution.batches_per_call(steps[0] or 0, batch_bytes)
             else:
                 pace = _Pace((train, test), batch_bytes, epochs, steps[-1] is None)
                 callbacks = [*tf.nest.flatten(callbacks or []), pace]
         chunk = min(num, execution.max_batches(batch_bytes))
-        rows = None if data is None or data.first else execution.place(*data[:3])
-        held_out_rows = rows if held_out is None and settings.get("validation_split") else None
-        if held_out is not None and not held_out.first:
-            held_out_rows = execution.place(*held_out[:3])
+        rows = _rows(data)
+        held_out_rows = rows if settings.get("validation_split") else _rows(held_out)
         planned = epochs * (steps[0] or 0)
         with train.running(rows, chunk, planned), test.running(held_out_rows, chunk, 0):
             self._steps_per_execution.assign(num)
@@ -370,10 +364,24 @@ def _has_batch_hooks(callbacks: Any) -> bool:
     )
 
 
-def _for_validation(settings: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `fit` that hold for its validation data, as `evaluate` has them."""
-    size = settings.get("validation_batch_size") or settings.get("batch_size")
-    return {"steps": settings.get("validation_steps"), "batch_size": size}
+def _lengths(
+    data: inputs.Data | None, held_out: inputs.Data | None, settings: dict[str, Any]
+) -> tuple[list[int | None], float]:
+    """Batches of an epoch and of a validation, and the size of the largest batch."""
+    if data is None:
+        parts = [(held_out, settings)]
+    else:  # Arguments of `fit`, and what they mean to its `evaluate`.
+        size = settings.get("validation_batch_size") or settings.get("batch_size")
+        held_out_settings = {"steps": settings.get("validation_steps"), "batch_size": size}
+        parts = [(data, settings), (held_out, held_out_settings)]
+    present = [(part, own) for part, own in parts if part is not None]
+    steps = [part.steps(own) for part, own in present]
+    return steps, max(part.batch_bytes(own) for part, own in present)
+
+
+def _rows(data: inputs.Data | None) -> Any:
+    """The arrays as tensors, which programs take batches from; None for streams of batches."""
+    return None if data is None or data.first else execution.place(*data[:3])
 
 
 def _build(model: Any, argument: str, shape: tuple[int, ...]) -> None:
