@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help demo test check format test-oldest study clean
+.PHONY: help demo test check format test-oldest study bench clean
 .DEFAULT_GOAL := help
 
 help:  ## what can be made
@@ -35,6 +35,13 @@ test-oldest:  ## the same tests on the oldest versions that pyproject.toml allow
 
 study: $(VENV)/.installed  ## train the tutorials' models on full MNIST, several seeds: 40 minutes to an hour
 	$(BIN)/python -m pytest -m study -s
+
+$(VENV)/.bench: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable ".[bench]"
+	touch $@
+
+bench: $(VENV)/.bench  ## measure the speed beside others, 15 minutes: docs/speed-table.md and docs/figures/speed.png
+	$(BIN)/python tests/benchmarks/run.py --output docs
 
 clean:  ## remove the environments and everything made
 	rm -rf .venv .venv-oldest demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,63 @@
+"""What is trained, and who trains it: two tables that import no framework."""
+
+import dataclasses
+import importlib.util
+from typing import NamedTuple
+
+LATENT_SIZE = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """A variational autoencoder with a Bernoulli likelihood on MNIST, and its training."""
+
+    title: str
+    shape: tuple[int, ...]  # of an example
+    weights: tuple[int, int]  # how many the encoder and the decoder must have
+    optimizer: str  # with Keras's settings: learning rate 1e-3, rho 0.9, epsilon 1e-7
+    batch_size: int
+    rows: int
+    repeat: int = 1  # the data are the rows so often: more of the same kind
+
+    @property
+    def steps(self):
+        return -(-self.rows * self.repeat // self.batch_size)
+
+
+WORKLOADS = {
+    "mlp": Workload("784-256-2-256-784", (784,), (201_988, 202_256), "rmsprop", 100, 60_000),
+    "conv": Workload("convolutional", (28, 28, 1), (69_076, 65_089), "adam", 32, 12_000),
+}
+
+
+class Contender(NamedTuple):
+    """A function `module.function(workload, x, epochs, report)`.
+
+    It trains on the images x, float32 `[rows, *shape]`, and calls `report(loss)` at the end of each
+    epoch with its mean loss in nats an example. `report` takes the time, and waits for its turn.
+    """
+
+    title: str
+    module: str
+    function: str
+    package: str = "tfpvae"
+    workloads: tuple[str, ...] = tuple(WORKLOADS)
+
+    @property
+    def missing(self):
+        return importlib.util.find_spec(self.package) is None
+
+
+CONTENDERS = {
+    "tfpvae": Contender("tfpvae", "keras_contenders", "train_tfpvae"),
+    "stock": Contender("stock tfp.layers", "keras_contenders", "train_stock"),
+    "stock-tuned": Contender("stock tfp.layers, tuned", "keras_contenders", "train_stock_tuned"),
+    "torch": Contender("PyTorch loop", "torch_contenders", "train", "torch"),
+    "pythae": Contender("Pythae", "pythae_contender", "train", "pythae"),
+    "products-tf": Contender("products alone (TensorFlow)", "keras_contenders", "multiply"),
+    # Dense layers only: TensorFlow's convolutions are the faster ones.
+    "products-torch": Contender(
+        "products alone (PyTorch)", "torch_contenders", "multiply", "torch", ("mlp",)
+    ),
+    "tfpvae-stream": Contender("tfpvae, tf.data stream", "keras_contenders", "train_stream"),
+}
