@@ -23,6 +23,7 @@ _CALLS_PER_EPOCH = 8
 _MIN_BATCHES, _MAX_BATCHES = 32, 1024
 _MAX_BYTES = 2**26
 _MAX_BYTES_INFERENCE = 2**28
+_EAGER_CONTEXT = tf.__internal__.autograph.control_status_ctx()
 _PATIENCE_SECONDS = 2.0
 
 # What speaks against XLA, by the beginnings of the operations' names. On CPUs it runs convolutions
@@ -76,9 +77,6 @@ class Program:
     pays, see `uses_xla`. Batches of another size than the first, as a ragged last one, run without
     XLA, which would have to compile anew for them.
 
-    The step is traced as it is, without AutoGraph, which would read all our code for nothing; Keras
-    converts the layers and metrics of users itself.
-
     Args:
       step: takes a batch, as `keras.Model.train_step`.
       results: the logs after the last step.
@@ -98,12 +96,14 @@ class Program:
         self._step, self._results = step, results
         self._counter, self._num_batches = counter, num_batches
         self._jit_compile = jit_compile
-        self._take = tf.function(_take, reduce_retracing=True, autograph=False)
-        self._by_xla = tf.function(self._run, jit_compile=True, autograph=False)
-        self._plain: dict[Any, Any] = {}
+        # Traced by hand: TensorFlow warns of functions that are traced often, as for many models.
+        self._take = _Traced(_take)
+        self._plain = _Traced(self._run)
+        self._by_xla = _Traced(self._run, jit_compile=True)
         self._verdicts: dict[Any, bool] = {}
         self._rows: Any = None
         self._batch_size: int | None = None
+        self._calls = 0
         #: batches to hold in memory at once, and steps that the whole run will take
         self.chunk, self.steps = 1, 0
 
@@ -116,27 +116,29 @@ class Program:
           chunk: how many batches to hold in memory at once.
           steps: how many steps the whole run will take.
         """
-        outer = self._rows, self._batch_size, self.chunk, self.steps
-        self._rows, self._batch_size, self.chunk, self.steps = rows, None, chunk, steps
+        outer = self._rows, self._batch_size, self._calls, self.chunk, self.steps
+        self._rows, self._batch_size, self._calls = rows, None, 0
+        self.chunk, self.steps = chunk, steps
         try:
             yield
         finally:
-            self._rows, self._batch_size, self.chunk, self.steps = outer
+            self._rows, self._batch_size, self._calls, self.chunk, self.steps = outer
 
     def __call__(self, iterator: Any) -> dict[str, Any]:
         """Run the next batches, as many as there are; the logs.
 
         Raises:
-          tf.errors.OutOfRangeError: if there are none.
+          tf.errors.OutOfRangeError: if there are none, or, but for the first call of a run, fewer
+            than Keras wants; those have then been run.
         """
         logs: dict[str, Any] = {}
         left = int(self._num_batches)
         while left > 0:
+            wanted = min(left, self.chunk)
             try:
-                num = tf.constant(min(left, self.chunk))
-                joined, taken = self._take(iterator, self._rows, num)
+                joined, taken = self._take.of(iterator, self._rows, tf.constant(wanted))
             except tf.errors.OutOfRangeError:
-                if not logs:
+                if not logs or self._calls:
                     raise
                 break
             sizes = taken.numpy().tolist()
@@ -147,6 +149,9 @@ class Program:
                 start += count * size
             self._counter.assign_add(len(sizes))
             left -= len(sizes)
+            if self._calls and len(sizes) < wanted:
+                raise tf.errors.OutOfRangeError(None, None, "no batch is left")
+        self._calls += 1
         return logs
 
     def uses_xla(self, chunk: Any, batch_size: int) -> bool:
@@ -160,19 +165,19 @@ class Program:
             return self._jit_compile
         if self.steps < WORTHWHILE_STEPS or batch_size != self._batch_size:
             return False
-        signature = str(_map(lambda rows: (rows.dtype, rows.shape), chunk))
+        signature = str(_map(_spec, chunk))
         if signature not in self._verdicts:
             self._verdicts[signature] = self._can_use_xla(chunk)
         return self._verdicts[signature]
 
     def _can_use_xla(self, chunk: Any) -> bool:
         none = tf.constant(0)
-        obstacle = _obstacle(self._by_xla.get_concrete_function(chunk, none).graph)
+        obstacle = _obstacle(self._by_xla.concrete(chunk, none).graph)
         if obstacle is not None:
             logger.info("training without XLA, because of %s", obstacle)
             return False
         try:
-            self._by_xla(chunk, none)  # Compiles, and takes no step.
+            self._by_xla.of(chunk, none)  # Compiles, and takes no step.
         except tf.errors.OpError as error:
             reason = error.message.split("\n")[0]
             logger.warning("training without XLA, which cannot compile the model: %s", reason)
@@ -184,19 +189,10 @@ class Program:
             self._batch_size = batch_size
         padded = _map(lambda rows: _pad(rows, self.chunk), chunk)
         if self.uses_xla(padded, batch_size):
-            return self._by_xla(padded, tf.constant(num))
-        return self._without_xla(chunk)(chunk, tf.constant(num))
-
-    def _without_xla(self, chunk: Any) -> Any:
-        """The program for batches of any number and size."""
+            return self._by_xla.of(padded, tf.constant(num))
+        # One program for batches of any number and size.
         specs = _map(lambda rows: tf.TensorSpec([None, None, *rows.shape[2:]], rows.dtype), chunk)
-        signature = str(specs)
-        if signature not in self._plain:
-            function = tf.function(self._run, autograph=False)
-            self._plain[signature] = function.get_concrete_function(
-                specs, tf.TensorSpec([], tf.int32)
-            )
-        return self._plain[signature]
+        return self._plain.of(chunk, tf.constant(num), specs=(specs, tf.TensorSpec([], tf.int32)))
 
     def _run(self, chunk: Any, num: Any) -> dict[str, Any]:
         """The steps on the first `num` batches of a chunk."""
@@ -207,6 +203,37 @@ class Program:
 
         tf.while_loop(lambda i: i < num, body, [tf.constant(0)], parallel_iterations=1)
         return self._results()
+
+
+class _Traced:
+    """A function, traced once for each signature.
+
+    It is traced as it is, without AutoGraph, which would spend seconds on reading all our code for
+    nothing. Users' layers may branch on tensors all the same: Keras converts them.
+    """
+
+    def __init__(self, function: Callable[..., Any], jit_compile: bool | None = None) -> None:
+        def traced(*arguments: Any) -> Any:
+            with _EAGER_CONTEXT:  # In that of an unconverted function Keras would not.
+                return function(*arguments)
+
+        self._function = tf.function(traced, jit_compile=jit_compile, autograph=False)
+        self._concrete: dict[str, Any] = {}
+
+    def of(self, *arguments: Any, specs: Any = None) -> Any:
+        """The result of the arguments."""
+        return self.concrete(*(specs or arguments))(*arguments)
+
+    def concrete(self, *arguments: Any) -> Any:
+        """The traced function for these arguments or specs."""
+        signature = str([_map(_spec, argument) for argument in arguments])
+        if signature not in self._concrete:
+            self._concrete[signature] = self._function.get_concrete_function(*arguments)
+        return self._concrete[signature]
+
+
+def _spec(value: Any) -> Any:
+    return value if isinstance(value, tf.TypeSpec) else tf.type_spec_from_value(value)
 
 
 class Batched:
@@ -254,7 +281,7 @@ class Batched:
         """The function for rows of this type, and the memory it takes for one draw of one row."""
         signature = (rows.dtype, tuple(rows.shape[1:]))
         if signature not in self._compiled:
-            concrete = tf.function(self._function, autograph=False).get_concrete_function(
+            concrete = _Traced(self._function).concrete(
                 tf.TensorSpec([None, *rows.shape[1:]], rows.dtype),
                 tf.TensorSpec([], tf.int32),
                 tf.TensorSpec([2], tf.int32),

@@ -13,10 +13,6 @@ import tf_keras as keras
 
 from tfpvae import checks, execution, inputs, noise
 
-_BATCH_HOOKS = [
-    f"on_{kind}batch_{moment}" for kind in ("", "train_", "test_") for moment in ("begin", "end")
-]
-
 
 class _Pace(keras.callbacks.Callback):
     """Has many batches run in a call once an epoch has shown how many there are."""
@@ -37,7 +33,7 @@ class _Pace(keras.callbacks.Callback):
             return
         steps = int(self.model._train_counter) - self._start
         num = execution.batches_per_call(steps, self._batch_bytes)
-        self.model.steps_per_execution = num
+        self.model._steps_per_execution.assign(num)
         for program in self._programs:
             program.chunk, program.steps = num, steps * self._epochs
 
@@ -71,7 +67,8 @@ class ProbabilisticModel(keras.Model):
             raise TypeError(f"preprocessing: got {preprocessing!r}, wanted a tf_keras layer")
         self.noise = noise.Noise(seed)
         self.preprocessing = preprocessing
-        self._chosen_pace = False
+        self._chosen_pace = False  # Whether the user gave `steps_per_execution`,
+        self._user_pace: int | None = None  # and what it is while a run has changed it.
         # Past Keras's tracking, which would count the running means among the model's weights.
         means = [keras.metrics.Mean(name=name) for name in ("loss", *self.terms)]
         object.__setattr__(self, "_means", means)
@@ -242,6 +239,7 @@ class ProbabilisticModel(keras.Model):
         held_out = None if validation_data is None else self._checked_validation(validation_data)
         split = validation_split if held_out is None else 0.0  # Keras's order of precedence.
         kwargs |= {"batch_size": batch_size, "validation_split": split, "epochs": epochs}
+        self._eval_data_handler = None  # What a `fit` that failed left behind.
         with self._fed(data, held_out, callbacks, kwargs) as (data, held_out, callbacks):
             return super().fit(
                 data.x,
@@ -277,6 +275,34 @@ class ProbabilisticModel(keras.Model):
                 data.x, data.y, verbose=verbose, sample_weight=data.weight, **kwargs
             )
 
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """The predictions, as `keras.Model.predict`."""
+        with self._paced(self._pace):  # Not that of a `fit` that is running.
+            return super().predict(*args, **kwargs)
+
+    def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """The predictions of one batch, as `keras.Model.predict_on_batch`."""
+        with self._paced(1):
+            return super().predict_on_batch(*args, **kwargs)
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """One step of the optimizer, as `keras.Model.train_on_batch`."""
+        with self._on_batch(self.make_train_function()):
+            return super().train_on_batch(*args, **kwargs)
+
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """The losses of one batch, as `keras.Model.test_on_batch`."""
+        with self._on_batch(self.make_test_function()):
+            return super().test_on_batch(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _on_batch(self, function: Any) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._paced(1))
+            if isinstance(function, execution.Program):  # Not the rows of a `fit` that is running.
+                stack.enter_context(function.running(None, 1, 0))
+            yield
+
     @contextlib.contextmanager
     def _fed(
         self,
@@ -292,23 +318,43 @@ class ProbabilisticModel(keras.Model):
         train, test = self.make_train_function(), self.make_test_function()
         steps, batch_bytes = _lengths(data, held_out, settings)
         epochs = settings.get("epochs", 0)
-        num = outer = int(self._steps_per_execution)
-        if not (self._chosen_pace or outer != 1 or _has_batch_hooks(callbacks)):
+        num = self._pace
+        if num == 1 and not self._chosen_pace and not _wants_each_batch(callbacks):
             if None not in steps:
                 num = execution.batches_per_call(steps[0] or 0, batch_bytes)
-            else:
+            elif not isinstance(callbacks, keras.callbacks.CallbackList):
                 pace = _Pace((train, test), batch_bytes, epochs, steps[-1] is None)
                 callbacks = [*tf.nest.flatten(callbacks or []), pace]
+            if settings.get("steps_per_epoch") or settings.get("steps"):
+                # Keras finds in a second call that there were fewer batches than it was told.
+                num = min(num, math.ceil((steps[0] or 1) / 2))
         chunk = min(num, execution.max_batches(batch_bytes))
         rows = _rows(data)
         held_out_rows = rows if settings.get("validation_split") else _rows(held_out)
         planned = epochs * (steps[0] or 0)
-        with train.running(rows, chunk, planned), test.running(held_out_rows, chunk, 0):
-            self._steps_per_execution.assign(num)
-            try:
-                yield data and data.indices(), held_out and held_out.indices(), callbacks
-            finally:
-                self._steps_per_execution.assign(outer)
+        with (
+            train.running(rows, chunk, planned),
+            test.running(held_out_rows, chunk, 0),
+            self._paced(num),
+        ):
+            yield data and data.indices(), held_out and held_out.indices(), callbacks
+
+    @property
+    def _pace(self) -> int:
+        """The `steps_per_execution` of the user."""
+        return int(self._steps_per_execution) if self._user_pace is None else self._user_pace
+
+    @contextlib.contextmanager
+    def _paced(self, num: int) -> Iterator[None]:
+        """Let Keras's loop count so many batches a call."""
+        outer = self._user_pace, int(self._steps_per_execution)
+        self._user_pace = self._pace
+        self._steps_per_execution.assign(num)
+        try:
+            yield
+        finally:
+            self._user_pace = outer[0]
+            self._steps_per_execution.assign(outer[1])
 
     def _with_targets(self, data: inputs.Data | None) -> inputs.Data | None:
         """Targets for weighted arrays without them, of which Keras would drop the weights."""
@@ -348,19 +394,16 @@ class ProbabilisticModel(keras.Model):
         return self.get_metrics_result()
 
 
-def _has_batch_hooks(callbacks: Any) -> bool:
-    """Whether callbacks of the user's own want to be called after each batch.
-
-    Those of Keras know that several batches may run in a call.
-    """
-    base = keras.callbacks.Callback
+def _wants_each_batch(callbacks: Any) -> bool:
+    """Whether a callback would miss something if it were not called after each batch."""
     if isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = callbacks.callbacks
     return any(
-        name in vars(callback) or getattr(type(callback), name) is not getattr(base, name)
+        callback._implements_train_batch_hooks()
+        or callback._implements_test_batch_hooks()
+        or getattr(callback, "update_freq", "epoch") != "epoch"  # of TensorBoard
         for callback in tf.nest.flatten(callbacks or [])
-        for name in _BATCH_HOOKS
-        if name in vars(callback) or not type(callback).__module__.startswith("tf_keras.")
+        if not isinstance(callback, keras.callbacks.ProgbarLogger | keras.callbacks.TerminateOnNaN)
     )
 
 
@@ -373,7 +416,8 @@ def _lengths(
     else:  # Arguments of `fit`, and what they mean to its `evaluate`.
         size = settings.get("validation_batch_size") or settings.get("batch_size")
         held_out_settings = {"steps": settings.get("validation_steps"), "batch_size": size}
-        parts = [(data, settings), (held_out, held_out_settings)]
+        split = data if settings.get("validation_split") else None
+        parts = [(data, settings), (held_out or split, held_out_settings)]
     present = [(part, own) for part, own in parts if part is not None]
     steps = [part.steps(own) for part, own in present]
     return steps, max(part.batch_bytes(own) for part, own in present)
