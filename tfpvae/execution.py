@@ -165,9 +165,12 @@ class Program:
             return self._jit_compile
         if self.steps < WORTHWHILE_STEPS or batch_size != self._batch_size:
             return False
-        signature = str(_map(_spec, chunk))
+        padded = self._padded(chunk)
+        signature = str(_map(_spec, padded))
         if signature not in self._verdicts:
-            self._verdicts[signature] = self._can_use_xla(chunk)
+            # What stands in the way of one shape stands in the way of all.
+            refused = False in self._verdicts.values()
+            self._verdicts[signature] = not refused and self._can_use_xla(padded)
         return self._verdicts[signature]
 
     def _can_use_xla(self, chunk: Any) -> bool:
@@ -187,12 +190,15 @@ class Program:
     def _run_chunk(self, chunk: Any, num: int, batch_size: int) -> dict[str, Any]:
         if self._batch_size is None:
             self._batch_size = batch_size
-        padded = _map(lambda rows: _pad(rows, self.chunk), chunk)
-        if self.uses_xla(padded, batch_size):
-            return self._by_xla.of(padded, tf.constant(num))
+        if self.uses_xla(chunk, batch_size):
+            return self._by_xla.of(self._padded(chunk), tf.constant(num))
         # One program for batches of any number and size.
         specs = _map(lambda rows: tf.TensorSpec([None, None, *rows.shape[2:]], rows.dtype), chunk)
         return self._plain.of(chunk, tf.constant(num), specs=(specs, tf.TensorSpec([], tf.int32)))
+
+    def _padded(self, chunk: Any) -> Any:
+        """The chunk with as many batches as all have, so that one shape is compiled."""
+        return _map(lambda rows: _pad(rows, self.chunk), chunk)
 
     def _run(self, chunk: Any, num: Any) -> dict[str, Any]:
         """The steps on the first `num` batches of a chunk."""
@@ -367,7 +373,7 @@ def _cut(joined: Any, start: int, num: int, size: int) -> Any:
 
 
 def _pad(rows: Any, num: int) -> Any:
-    """Rows up to `num`, so that a program of one shape takes any number of them."""
+    """Rows with zeros after them, `num` in all."""
     missing = num - rows.shape[0]
     return rows if missing <= 0 else tf.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1))
 

@@ -92,7 +92,7 @@ def _fit_tfpvae(workload, data, epochs, report, **options):
 def _fit(model, data, epochs, report, **options):
     # One call, so that what `fit` does before the first epoch is in the first epoch's time alone.
     hook = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: report(logs["loss"]))
-    model.fit(*data, epochs=epochs, verbose=0, callbacks=[hook], **options)
+    model.fit(*data, epochs=epochs, callbacks=[hook], **options)
 
 
 def _networks(workload):
