@@ -120,7 +120,7 @@ def arguments():
     names = (*WORKLOADS, "scale", "choice")
     parser.add_argument("--workloads", nargs="+", choices=names, default=names)
     parser.add_argument("--contenders", nargs="+", choices=RIVALS, default=RIVALS)
-    parser.add_argument("--rounds", type=int, default=7, help="epochs of each that count: 7")
+    parser.add_argument("--rounds", type=int, default=5, help="epochs of each that count: 5")
     parser.add_argument("--data", help="mnist.npz or its folder, else what TFPVAE_DATA names")
     parser.add_argument("--output", type=Path, help="folder for table and chart, such as docs")
     parser.add_argument("--rows", type=int, help="at most so many images, for a quick look")
