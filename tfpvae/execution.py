@@ -103,7 +103,8 @@ class Program:
         self._verdicts: dict[Any, bool] = {}
         self._rows: Any = None
         self._batch_size: int | None = None
-        self._calls = 0
+        #: how often it was called since the run began
+        self.calls = 0
         #: batches to hold in memory at once, and steps that the whole run will take
         self.chunk, self.steps = 1, 0
 
@@ -116,13 +117,13 @@ class Program:
           chunk: how many batches to hold in memory at once.
           steps: how many steps the whole run will take.
         """
-        outer = self._rows, self._batch_size, self._calls, self.chunk, self.steps
-        self._rows, self._batch_size, self._calls = rows, None, 0
+        outer = self._rows, self._batch_size, self.calls, self.chunk, self.steps
+        self._rows, self._batch_size, self.calls = rows, None, 0
         self.chunk, self.steps = chunk, steps
         try:
             yield
         finally:
-            self._rows, self._batch_size, self._calls, self.chunk, self.steps = outer
+            self._rows, self._batch_size, self.calls, self.chunk, self.steps = outer
 
     def __call__(self, iterator: Any) -> dict[str, Any]:
         """Run the next batches, as many as there are; the logs.
@@ -138,7 +139,7 @@ class Program:
             try:
                 joined, taken = self._take.of(iterator, self._rows, tf.constant(wanted))
             except tf.errors.OutOfRangeError:
-                if not logs or self._calls:
+                if not logs or self.calls:
                     raise
                 break
             sizes = taken.numpy().tolist()
@@ -149,9 +150,9 @@ class Program:
                 start += count * size
             self._counter.assign_add(len(sizes))
             left -= len(sizes)
-            if self._calls and len(sizes) < wanted:
+            if self.calls and len(sizes) < wanted:
                 raise tf.errors.OutOfRangeError(None, None, "no batch is left")
-        self._calls += 1
+        self.calls += 1
         return logs
 
     def uses_xla(self, chunk: Any, batch_size: int) -> bool:

@@ -189,7 +189,7 @@ class ProbabilisticModel(keras.Model):
             distributed = tf.distribute.has_strategy()
         steps = (type(self).train_step, type(self).test_step)
         ours = (ProbabilisticModel.train_step, ProbabilisticModel.test_step)
-        return not (
+        return self._is_compiled and not (
             distributed or self.run_eagerly or self.autotune_steps_per_execution or steps != ours
         )
 
@@ -268,6 +268,8 @@ class ProbabilisticModel(keras.Model):
         self.noise.rewind_evaluation()
         kwargs |= {"batch_size": batch_size}
         if kwargs.get("_use_cached_eval_dataset"):  # Keras's `fit` asks; it has the data.
+            if isinstance(self.test_function, execution.Program):
+                self.test_function.calls = 0
             return super().evaluate(x, y, verbose=verbose, sample_weight=sample_weight, **kwargs)
         data = self._checked(("x", "y", "sample_weight"), x, y, sample_weight)
         with self._fed(None, data, kwargs.get("callbacks"), kwargs) as (_, data, _):
@@ -342,11 +344,16 @@ class ProbabilisticModel(keras.Model):
     @property
     def _pace(self) -> int:
         """The `steps_per_execution` of the user."""
+        if not self._is_compiled:
+            return 1
         return int(self._steps_per_execution) if self._user_pace is None else self._user_pace
 
     @contextlib.contextmanager
     def _paced(self, num: int) -> Iterator[None]:
         """Let Keras's loop count so many batches a call."""
+        if not self._is_compiled:  # There is no loop then.
+            yield
+            return
         outer = self._user_pace, int(self._steps_per_execution)
         self._user_pace = self._pace
         self._steps_per_execution.assign(num)
@@ -403,7 +410,7 @@ def _wants_each_batch(callbacks: Any) -> bool:
         or callback._implements_test_batch_hooks()
         or getattr(callback, "update_freq", "epoch") != "epoch"  # of TensorBoard
         for callback in tf.nest.flatten(callbacks or [])
-        if not isinstance(callback, keras.callbacks.ProgbarLogger | keras.callbacks.TerminateOnNaN)
+        if type(callback) not in (keras.callbacks.ProgbarLogger, keras.callbacks.TerminateOnNaN)
     )
 
 
