@@ -466,6 +466,7 @@ def test_steps_that_the_user_chose_are_kept(calls):
         assert calls.of(vae.train_function) == [4, 4, 2]
         assert int(vae.steps_per_execution) == 4
         calls.clear()
+    vae.compile("sgd")
     vae.steps_per_execution = 3
     vae.fit(X, batch_size=5, verbose=0)
     assert calls.of(vae.train_function) == [3, 3, 3, 1]
@@ -1110,6 +1111,20 @@ def test_the_first_call_of_a_program_takes_what_there_is():
     assert int(run(iter(slices(X).batch(16)))["steps"]) == 4
     with pytest.raises(tf.errors.OutOfRangeError):
         program(lambda batch: None)(iter(slices(X).take(0).batch(16)))
+
+
+def test_data_of_other_lengths_are_not_traced_anew(monkeypatch):
+    def spy(*args):
+        traces.append(args)
+        return take(*args)
+
+    traces, take = [], execution._take
+    monkeypatch.setattr(execution, "_take", spy)
+    run = program(lambda batch: None)
+    for num in range(10, 30):
+        with run.running(execution.place(X[:num], None, None), 32, 0):
+            run(iter(slices(np.arange(num)).batch(4)))
+    assert len(traces) < 5
 
 
 def test_a_program_returns_to_the_run_that_another_interrupts():

@@ -23,6 +23,7 @@ _CALLS_PER_EPOCH = 8
 _MIN_BATCHES, _MAX_BATCHES = 32, 1024
 _MAX_BYTES = 2**26
 _MAX_BYTES_INFERENCE = 2**28
+_NUMBER = tf.TensorSpec([], tf.int32)
 _EAGER_CONTEXT = tf.__internal__.autograph.control_status_ctx()
 _PATIENCE_SECONDS = 2.0
 
@@ -137,7 +138,10 @@ class Program:
         while left > 0:
             wanted = min(left, self.chunk)
             try:
-                joined, taken = self._take.of(iterator, self._rows, tf.constant(wanted))
+                rows = _map(lambda rows: _of_any_length(rows, 1), self._rows)
+                joined, taken = self._take.of(
+                    iterator, self._rows, tf.constant(wanted), specs=(iterator, rows, _NUMBER)
+                )
             except tf.errors.OutOfRangeError:
                 if not logs or self.calls:
                     raise
@@ -194,8 +198,8 @@ class Program:
         if self.uses_xla(chunk, batch_size):
             return self._by_xla.of(self._padded(chunk), tf.constant(num))
         # One program for batches of any number and size.
-        specs = _map(lambda rows: tf.TensorSpec([None, None, *rows.shape[2:]], rows.dtype), chunk)
-        return self._plain.of(chunk, tf.constant(num), specs=(specs, tf.TensorSpec([], tf.int32)))
+        specs = _map(lambda rows: _of_any_length(rows, 2), chunk)
+        return self._plain.of(chunk, tf.constant(num), specs=(specs, _NUMBER))
 
     def _padded(self, chunk: Any) -> Any:
         """The chunk with as many batches as all have, so that one shape is compiled."""
@@ -237,6 +241,11 @@ class _Traced:
         if signature not in self._concrete:
             self._concrete[signature] = self._function.get_concrete_function(*arguments)
         return self._concrete[signature]
+
+
+def _of_any_length(rows: Any, ndims: int) -> Any:
+    """The spec of rows whose first axes may be of any length."""
+    return tf.TensorSpec([None] * ndims + rows.shape[ndims:], rows.dtype)
 
 
 def _spec(value: Any) -> Any:
