@@ -40,7 +40,7 @@ $(VENV)/.bench: $(VENV)/.installed
 	$(BIN)/pip install --quiet --editable ".[bench]"
 	touch $@
 
-bench: $(VENV)/.bench  ## measure the speed beside others, 10 minutes: docs/speed-table.md and docs/figures/speed.png
+bench: $(VENV)/.bench  ## measure the speed beside others, 15 minutes: docs/speed-table.md and docs/figures/speed.png
 	$(BIN)/python tests/benchmarks/run.py --output docs
 
 clean:  ## remove the environments and everything made

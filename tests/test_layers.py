@@ -20,7 +20,7 @@ from scipy import integrate, special, stats
 
 from tfpvae import (
     KLDivergenceRegularizer,
-    layers,
+    blocks,
     likelihoods,
     losses,
     posteriors,
@@ -706,7 +706,7 @@ def test_flat_parameters_of_one_example_are_no_image(event_shape):
 
 
 @pytest.mark.parametrize("as_method", [False, True], ids=["name", "method"])
-@pytest.mark.parametrize("name", layers.CONVERSIONS)
+@pytest.mark.parametrize("name", blocks.CONVERSIONS)
 def test_convert_to_tensor_fn(name, as_method, rng):
     loc, scale = rng.normal(size=(2, BATCH, 3))
     expected = {

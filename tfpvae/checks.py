@@ -72,13 +72,7 @@ def check_values(layer: Any, values: Any, argument: str) -> None:
       TypeError, ValueError: naming the argument, what came, and what was wanted.
     """
     values = as_array(argument, values)
-    if values.shape[1:] != layer.event_shape:
-        wanted = ", ".join(map(str, ("N", *layer.event_shape))) + ("," * (not layer.event_shape))
-        raise ValueError(
-            f"{argument}: got shape {values.shape}, wanted ({wanted}), "
-            f"because {layer.title()} has event_shape {layer.event_shape}"
-            + _reshape_hint(argument, values.shape, layer.event_shape)
-        )
+    check_shape(layer, values, argument)
     witnesses = _witnesses(values) if _elementwise(layer) else values
     if not np.isfinite(witnesses).all():
         raise ValueError(
@@ -91,6 +85,17 @@ def check_values(layer: Any, values: Any, argument: str) -> None:
         raise ValueError(
             f"{argument}: got values from {low:g} to {high:g}, outside the support of "
             f"{layer.title()}{reason}" + _scale_hint(layer, argument, witnesses)
+        )
+
+
+def check_shape(layer: Any, values: np.ndarray, argument: str) -> None:
+    """Raise ValueError unless the rows of the values have the shape of a layer's events."""
+    if values.shape[1:] != layer.event_shape:
+        wanted = ", ".join(map(str, ("N", *layer.event_shape))) + ("," * (not layer.event_shape))
+        raise ValueError(
+            f"{argument}: got shape {values.shape}, wanted ({wanted}), "
+            f"because {layer.title()} has event_shape {layer.event_shape}"
+            + _reshape_hint(argument, values.shape, layer.event_shape)
         )
 
 

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import numpy as np
+import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras as keras
 
-from tfpvae import layers
+from tfpvae import blocks, checks, distributions, layers, serialization
 
 tfd = tfp.distributions
 
@@ -67,10 +69,10 @@ class Bernoulli(Likelihood):
     def __init__(
         self, event_shape: Any = (), *, sample_dtype: str | None = None, **kwargs: Any
     ) -> None:
-        sample_dtype = sample_dtype or layers.full_precision(kwargs.get("dtype"))
+        sample_dtype = sample_dtype or blocks.full_precision(kwargs.get("dtype"))
         super().__init__(tfd.Bernoulli, event_shape, sample_dtype=sample_dtype, **kwargs)
 
-    def support(self) -> layers.DistributionLayer:
+    def support(self) -> blocks.Block:
         """Grey levels are welcome: the support of the continuous Bernoulli."""
         return ContinuousBernoulli(self.event_shape, name="support")
 
@@ -212,3 +214,105 @@ class Poisson(Likelihood):
 
     def __init__(self, event_shape: Any = (), **kwargs: Any) -> None:
         super().__init__(tfd.Poisson, event_shape, **kwargs)
+
+
+class _Wrapper(blocks.Block):
+    """A likelihood that is made of another one, its component.
+
+    Its free parameters are those of the component, and possibly more.
+    """
+
+    parts = ("component",)
+
+    def __init__(self, component: Any, event_shape: Any, conversion: Any, **kwargs: Any) -> None:
+        if not isinstance(component, blocks.Block):
+            raise TypeError(
+                f"component: got {component!r}, wanted a block such as likelihoods.Normal(3)"
+            )
+        super().__init__(event_shape, conversion, **kwargs)
+        self.component = component
+
+    def free_parameters(self) -> tuple[blocks.Parameter, ...]:
+        """Those of the component."""
+        return self.component.free
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration: JSON."""
+        own = {"event_shape", "convert_to_tensor_fn"} - {*serialization.signature(type(self))}
+        config = {name: value for name, value in super().get_config().items() if name not in own}
+        return config | {"component": keras.saving.serialize_keras_object(self.component)}
+
+    def title(self) -> str:
+        """What errors call the layer: `Masked Normal`."""
+        return f"{type(self).__name__} {self.component.title()}"
+
+
+@keras.saving.register_keras_serializable("tfpvae.likelihoods")
+class Masked(_Wrapper):
+    r"""Another likelihood, of data in which entries are missing: what is NaN counts for nothing.
+
+    $$ \log p(x^{\text{obs}} \mid z) = \sum_{i\ \text{observed}} \log p(x_i \mid z) $$
+
+    This is the marginal likelihood of what was observed, whichever entries those are, so a VAE
+    trains on incomplete data if the gaps say nothing about the values (missing at random). Its
+    encoder begins with `networks.FillMissing`; `VAE.impute` fills the gaps.
+
+    Shapes: those of the component. An event of several numbers that belong together, such as a
+    one-hot vector, is there or missing as a whole.
+
+    Args:
+      component: the likelihood of complete data.
+      **kwargs: arguments of any Keras layer.
+
+    Raises:
+      TypeError: if the component is no block.
+
+    Example:
+      >>> p = Masked(Normal(2, scale=1.0))(tf.zeros([1, 2]))
+      >>> p.log_prob([[0.0, float("nan")]]).numpy().round(3)  # -log(2 pi) / 2
+      array([-0.919], dtype=float32)
+
+    Source: Mattei and Frellsen, "MIWAE: Deep Generative Modelling and Imputation of Incomplete
+    Data Sets", 2019.
+    """
+
+    def __init__(self, component: Any, **kwargs: Any) -> None:
+        shape, conversion = (
+            getattr(component, "event_shape", ()),
+            getattr(component, "conversion", None),
+        )
+        super().__init__(component, shape, conversion, **kwargs)
+        with tf.init_scope():  # Draws are values of the support.
+            zeros = component.new(tf.zeros([component.params_size], self.dtype))
+            self._placeholders = [
+                leaf.sample(seed=[0, 0]).numpy() for leaf in distributions.leaves(zeros)
+            ]
+        self.complete()
+
+    def build_distribution(self, parameters: dict[str, Any], **kwargs: Any) -> Any:
+        """The distribution, from the component's parameters."""
+        placeholders = iter(self._placeholders)
+        return distributions.replace_leaves(
+            self.component.build_distribution(parameters, **kwargs),
+            lambda leaf: distributions.Missing(leaf, next(placeholders), **kwargs),
+        )
+
+    def check_values(self, values: Any, argument: str = "x") -> None:
+        """Check what is there; NaN stands for what is not."""
+        array = checks.as_array(argument, values)
+        checks.check_shape(self, array, argument)
+        if array.dtype.kind != "f":
+            return self.component.check_values(array, argument)
+        missing = np.isnan(array)
+        ndims = distributions.leaves(self.component.new(self._zeros()))[0].event_shape.rank
+        whole = missing.all(axis=tuple(range(-ndims, 0)), keepdims=True) if ndims else missing
+        if (missing & ~whole).any():
+            raise ValueError(
+                f"{argument}: got events of {self.component.title()} of which a part is NaN, "
+                "wanted each whole or missing as a whole: set all of its numbers to NaN"
+            )
+        placeholder = np.broadcast_to(self._placeholders[0], array.shape[1:])
+        return self.component.check_values(np.where(missing, placeholder, array), argument)
+
+    def _zeros(self) -> Any:
+        return tf.zeros([self.component.params_size], self.dtype)

@@ -9,9 +9,9 @@ import tensorflow_probability as tfp
 import tf_keras as keras
 
 from tfpvae import (
+    blocks,
     checks,
     execution,
-    layers,
     losses,
     noise,
     objectives,
@@ -99,7 +99,7 @@ class VAE(training.ProbabilisticModel):
                 f"encoder: its posterior {posterior.name!r} has an activity_regularizer, wanted "
                 "none: VAE adds the KL to the loss itself, so it would count twice"
             )
-        if isinstance(posterior, layers.DistributionLayer):
+        if isinstance(posterior, blocks.Block):
             _check_sizes(prior.event_shape, posterior.event_shape)
         self.objective = objectives.ELBO()
         self._regularizer = regularizers.KLDivergenceRegularizer(prior)
@@ -256,7 +256,7 @@ class VAE(training.ProbabilisticModel):
     def check_data(self, x: np.ndarray, y: np.ndarray | None, arguments: tuple[str, str]) -> None:
         """Raise ValueError unless the encoder takes x and the likelihood can have made y."""
         block = _last_layer(self.decoder)
-        scored = isinstance(block, layers.DistributionLayer)
+        scored = isinstance(block, blocks.Block)
         plain = y is None and self.preprocessing is None
         if not (plain and scored) and not np.isfinite(x).all():
             raise ValueError(f"{arguments[0]}: got NaN or infinite values, wanted finite numbers")
@@ -326,7 +326,7 @@ class VAE(training.ProbabilisticModel):
                 f"decoder: got one that returns {type(p).__name__}, wanted a distribution: end it "
                 "in a block of tfpvae.likelihoods"
             )
-        return layers.rebatch(p, tf.shape(z)[:batch_ndims], batch_ndims) if several else p
+        return blocks.rebatch(p, tf.shape(z)[:batch_ndims], batch_ndims) if several else p
 
     # What runs in batches, see `execution.Batched`.
 

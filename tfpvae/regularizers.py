@@ -7,7 +7,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras as keras
 
-from tfpvae import checks, layers, noise, serialization
+from tfpvae import blocks, checks, noise, serialization
 
 tfd = tfp.distributions
 
@@ -172,7 +172,7 @@ class KLDivergenceRegularizer(tfp.layers.KLDivergenceRegularizer):
             return q.sample(self.num_samples, seed=noise.next_seed())
         conversion = getattr(distribution_a, "_convert_to_tensor_fn", None)
         name = getattr(conversion, "name", getattr(conversion, "__name__", "sample"))
-        if conversion is None or name in set(layers.CONVERSIONS) - {"sample"}:
+        if conversion is None or name in set(blocks.CONVERSIONS) - {"sample"}:
             return q.sample(seed=noise.next_seed())  # The mean is no draw.
         return tf.convert_to_tensor(distribution_a)
 

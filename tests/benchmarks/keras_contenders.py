@@ -35,7 +35,7 @@ def train_stock(workload, x, epochs, report, **compile_options):
     the KL twice: the loss is nll + 2 kl, and higher than the others'.
     """
     keras.utils.set_random_seed(0)
-    encoder, decoder = _networks(workload)
+    encoder, decoder = networks_of(workload)
     prior = tfd.Independent(tfd.Normal(tf.zeros(LATENT_SIZE), 1.0), reinterpreted_batch_ndims=1)
     kl = tfpl.KLDivergenceRegularizer(prior)
     posterior = tfpl.IndependentNormal(LATENT_SIZE, activity_regularizer=kl)
@@ -56,7 +56,7 @@ def multiply(workload, x, epochs, report):
     The networks without biases and activations are products; so are their gradients for given
     output gradients.
     """
-    encoder, decoder = (_products_of(network) for network in _networks(workload))
+    encoder, decoder = (products_of(network) for network in networks_of(workload))
     weights = encoder.trainable_variables + decoder.trainable_variables
     batch = tf.constant(x[: workload.batch_size])
 
@@ -79,7 +79,7 @@ def multiply(workload, x, epochs, report):
 
 def _fit_tfpvae(workload, data, epochs, report, **options):
     keras.utils.set_random_seed(0)
-    encoder, decoder = _networks(workload)
+    encoder, decoder = networks_of(workload)
     vae = VAE(
         priors.StandardNormal(LATENT_SIZE),
         keras.Sequential([encoder, posteriors.DiagonalNormal(LATENT_SIZE)]),
@@ -95,7 +95,7 @@ def _fit(model, data, epochs, report, **options):
     model.fit(*data, epochs=epochs, callbacks=[hook], **options)
 
 
-def _networks(workload):
+def networks_of(workload):
     if len(workload.shape) == 1:
         encoder = networks.mlp_encoder(workload.shape, 2 * LATENT_SIZE)
         decoder = networks.mlp_decoder(LATENT_SIZE, *workload.shape)
@@ -106,7 +106,7 @@ def _networks(workload):
     return encoder, decoder
 
 
-def _products_of(network):
+def products_of(network):
     """The network without biases and activations."""
     layers = [keras.Input(network.input_shape[1:])]
     for layer in network.layers:

@@ -25,6 +25,10 @@ from workloads import CONTENDERS, WORKLOADS
 RIVALS = [name for name in CONTENDERS if name != "tfpvae-stream"]
 SCALE_ROWS, SCALE_FACTORS = 15_000, (1, 4, 16)
 SCALE_ROUNDS = 7  # With fewer, runs on the fewest rows are too short to be compiled by XLA.
+TABLES = {
+    "parts": ("Where the time of a dense epoch goes", "parts.py"),
+    "choice": ("Without XLA and with it", "choice.py"),
+}
 
 
 class Worker:
@@ -104,9 +108,11 @@ def scale(contender, factors, file, rounds):
     return measure({factor: (file, "mlp", contender, factor) for factor in factors}, rounds)
 
 
-def choice(rounds):
-    """The table that choice.py prints."""
-    command = [sys.executable, str(Path(__file__).with_name("choice.py")), "--rounds", str(rounds)]
+def table_of(script, options):
+    """The table that a script beside this one prints."""
+    command = [sys.executable, str(Path(__file__).with_name(script)), f"--rounds={options.rounds}"]
+    if script == "parts.py" and options.data:
+        command.append(f"--data={options.data}")
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
@@ -118,7 +124,7 @@ def arguments():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = (*WORKLOADS, "scale", "choice")
+    names = (*WORKLOADS, "scale", *TABLES)
     parser.add_argument("--workloads", nargs="+", choices=names, default=names)
     parser.add_argument("--contenders", nargs="+", choices=RIVALS, default=RIVALS)
     parser.add_argument("--rounds", type=int, default=5, help="epochs of each that count: 5")
@@ -144,8 +150,9 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "images.npy")
         for name in options.workloads:
-            if name == "choice":
-                parts.append(f"### Without XLA and with it\n\n{choice(options.rounds)}")
+            if name in TABLES:
+                title, script = TABLES[name]
+                parts.append(f"### {title}\n\n{table_of(script, options)}")
                 continue
             x = images[: SCALE_ROWS if name == "scale" else WORKLOADS[name].rows]
             np.save(file, x)
