@@ -18,11 +18,20 @@ from tfpvae.regularizers import KLDivergenceRegularizer
 
 __version__ = "0.1.0"
 
-_MODULES = ("datasets", "evaluation", "models", "networks", "plotting", "training")
-_NAMES = {"VAE": "models", "check_elbo": "evaluation"}
+_MODULES = (
+    "datasets",
+    "evaluation",
+    "models",
+    "networks",
+    "plotting",
+    "regression",
+    "training",
+)
+_NAMES = {"VAE": "models", "BayesianRegression": "regression", "check_elbo": "evaluation"}
 
 __all__ = [
     "VAE",
+    "BayesianRegression",
     "DistributionLayer",
     "KLDivergenceRegularizer",
     "check_elbo",
@@ -38,6 +47,7 @@ __all__ = [
     "plotting",
     "posteriors",
     "priors",
+    "regression",
     "regularizers",
     "training",
 ]

@@ -62,6 +62,30 @@ class Prior(layers.DistributionLayer):
         """The distribution p(z); `inputs` are not used."""
         return self._distribution(inputs)
 
+    def repeated(self, num: int) -> Any:
+        """The distribution of `num` independent numbers of which this is the prior of each.
+
+        Args:
+          num: how many.
+
+        Raises:
+          ValueError: unless `event_shape` is `()`.
+        """
+        if self.event_shape:
+            raise ValueError(
+                f"{self.name}: event_shape: got {self.event_shape}, wanted (): the prior of one "
+                "number, to be repeated"
+            )
+        # Not tfd.Sample, for which TFP knows no closed form of the KL.
+        one = self()
+        names = {*self.fixed, *(parameter.name for parameter in self.free)}
+        repeated = {
+            name: tf.broadcast_to(value, (num, *value.shape))
+            for name, value in one.parameters.items()
+            if name in names and tf.is_tensor(value)
+        }
+        return tfd.Independent(one.copy(**repeated), 1)
+
     def get_config(self) -> dict[str, Any]:
         """The configuration: JSON."""
         config = super().get_config()

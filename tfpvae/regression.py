@@ -1,0 +1,813 @@
+"""Bayesian regression: the blocks of a VAE with the coefficients as the latent variable."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.linalg
+import tensorflow as tf
+import tensorflow_probability as tfp
+import tf_keras as keras
+
+from tfpvae import (
+    blocks,
+    checks,
+    inputs,
+    likelihoods,
+    losses,
+    noise,
+    posteriors,
+    priors,
+    regularizers,
+    training,
+)
+
+tfb, tfd = tfp.bijectors, tfp.distributions
+
+#: what a regression explains, by tfd's names: the first of them that the likelihood leaves free
+LOCATIONS = ("loc", "logits", "log_rate", "rate", "mean", "probs")
+
+_OF_CLASSES = (likelihoods.Bernoulli, likelihoods.Categorical)
+
+_STEPS, _REPORTS, _FULL_BATCH, _MINI_BATCH = 2000, 10, 4096, 1024
+_LEARNING_RATE = 0.05
+_MAX_NUMBERS = 2**22  # in one piece of a prediction
+
+
+@keras.saving.register_keras_serializable("tfpvae")
+class BayesianRegression(training.ProbabilisticModel):
+    r"""Regression with a prior on the coefficients and any likelihood.
+
+    $$ p(y, w \mid X) = p(w) \prod_n p(y_n \mid \eta_n), \qquad \eta_n = x_n^\top W + b $$
+
+    The coefficients are the latent variable; the posterior block approximates their posterior by
+    maximizing the evidence lower bound, of which `loss` is the negative share of a row, in nats:
+
+    $$ \log p(y \mid X) \ge \mathbb E_{q(w)}\Bigl[\sum_n \log p(y_n \mid \eta_n)\Bigr]
+       - \mathrm{KL}\bigl(q(w)\ \|\ p(w)\bigr) = -N \cdot \mathrm{loss} $$
+
+    The likelihood block says which regression it is: `Normal(scale=1.0)` linear, `Bernoulli()`
+    logistic, `Categorical(num_classes=3)` softmax, `Poisson()`, `NegativeBinomial()`,
+    `StudentT(df=4.0)`, `Ordinal(num_classes=5)` and so on. Its location (`loc`, `logits`,
+    `log_rate`, ...) depends on x; what else it leaves free, such as the scale of `Normal()`, is one
+    unknown number for all rows, with a posterior like the coefficients'. `depends` chooses others.
+
+    Shapes: x `[N, P]`, y `[N, *event_shape]`, coefficients `[D]`.
+
+    Args:
+      likelihood: p(y|eta), a block of `tfpvae.likelihoods`; its `event_shape` is that of one y.
+      prior: p(w), a block of `tfpvae.priors`: of `event_shape` `()`, the same for every
+        coefficient, or of the number D of them, in the order of `coefficient_names`; standard
+        normal if None. What the prior leaves free is learned (type-II maximum likelihood):
+        `priors.Normal(loc=0.0)` learns its scale.
+      posterior: q(w), a block, or a function from D to a block, such as a class of
+        `tfpvae.posteriors`; `posteriors.FullRankNormal` if None.
+      depends: names of the parameters of the likelihood that depend on x; its location if None.
+      fit_intercept: whether what depends on x has an intercept. Not with ordinal likelihoods, whose
+        cutpoints are intercepts.
+      intercept_scale: how many times as wide as the prior of the weights is that of intercepts and
+        of parameters that do not depend on x.
+      standardize: whether the columns of x are brought to mean 0 and standard deviation 1; the
+        prior is then one on the standardized scale, and `coefficients` are on the scale of x.
+      num_samples: draws of the coefficients in a step of training.
+      class_names: names of the classes of y, in their order. Labels in y that are names have to be
+        among them. None takes the sorted names in y.
+      feature_names: names of the columns of x; None takes those of a data frame.
+      seed: of the model's noise, see `noise.Noise`.
+      **kwargs: of `keras.Model`.
+
+    Raises:
+      TypeError: for parts that are no blocks.
+      ValueError: for unknown names.
+
+    Example:
+      >>> from tfpvae import likelihoods
+      >>> rng = np.random.default_rng(0)
+      >>> x = rng.normal(size=(100, 2)).astype("float32")
+      >>> y = (x[:, 0] > 0).astype("float32")
+      >>> model = BayesianRegression(likelihoods.Bernoulli(), seed=0)
+      >>> history = model.fit(x, y, steps=300, verbose=0)
+      >>> model.coefficient_names
+      ['x0', 'x1', 'intercept']
+      >>> bool(model.coefficients.mean()[0] > 1.0)
+      True
+      >>> model.predict_distribution(x).mean().shape
+      TensorShape([100])
+
+    Source: Jaakkola and Jordan, "Bayesian parameter estimation via variational methods", 2000;
+    Kucukelbir et al., "Automatic Differentiation Variational Inference", 2017.
+    """
+
+    terms = ("nll", "kl")
+
+    def __init__(
+        self,
+        likelihood: Any,
+        prior: Any = None,
+        posterior: Any = None,
+        *,
+        depends: Sequence[str] | None = None,
+        fit_intercept: bool | None = None,
+        intercept_scale: float = 10.0,
+        standardize: bool = False,
+        num_samples: int = 16,
+        class_names: Sequence[Any] | None = None,
+        feature_names: Sequence[str] | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(seed, **kwargs)
+        if not isinstance(likelihood, blocks.Block) or not likelihood.free:
+            raise TypeError(
+                f"likelihood: got {likelihood!r}, wanted a block of tfpvae.likelihoods with a free "
+                "parameter, such as likelihoods.Bernoulli()"
+            )
+        if not isinstance(prior, priors.Prior | None):
+            raise TypeError(f"prior: got {prior!r}, wanted a block of tfpvae.priors or None")
+        if not (posterior is None or isinstance(posterior, blocks.Block) or callable(posterior)):
+            raise TypeError(
+                f"posterior: got {posterior!r}, wanted a block, or a function that makes one for D "
+                "coefficients, such as posteriors.DiagonalNormal"
+            )
+        if not 0.0 < float(intercept_scale) < np.inf:
+            raise ValueError(f"intercept_scale: got {intercept_scale!r}, wanted a number > 0")
+        names = [parameter.name for parameter in likelihood.free]
+        unknown = sorted({*(depends or ())} - {*names})
+        if unknown or depends == []:
+            raise ValueError(f"depends: got {list(depends or ())}, wanted some of {names}")
+        self.likelihood = likelihood
+        self.prior = priors.StandardNormal(()) if prior is None else prior
+        # A block, or what makes one when the number of coefficients is known.
+        self._posterior = posterior or posteriors.FullRankNormal
+        self._depends = tuple(depends) if depends else _location(names)
+        self._fit_intercept = (
+            "cutpoints" not in names if fit_intercept is None else bool(fit_intercept)
+        )
+        self._intercept_scale = float(intercept_scale)
+        self._standardize = bool(standardize)
+        self._num_draws = checks.positive_integer("num_samples", num_samples)
+        self._class_names = None if class_names is None else [*class_names]
+        self._feature_names = None if feature_names is None else [*map(str, feature_names)]
+        self._compiled_by_fit, self._passes = False, 1
+        self._regularizer = regularizers.KLDivergenceRegularizer(self._prior_distribution)
+
+    # What is where in the vector of coefficients.
+
+    def build(self, input_shape: Any) -> None:
+        """Make the weights for inputs `[N, P]`."""
+        if len(input_shape) != 2 or not input_shape[1]:
+            raise ValueError(f"x: got shape {tuple(input_shape)}, wanted (N, number of features)")
+        self._num_features = int(input_shape[1])
+        if self._feature_names is None:
+            self._feature_names = [f"x{i}" for i in range(self._num_features)]
+        if len(self._feature_names) != self._num_features:
+            raise ValueError(
+                f"feature_names: got {len(self._feature_names)} names, wanted "
+                f"{self._num_features}, one for each column of x"
+            )
+        names = self.coefficient_names
+        size = len(names)
+        if not isinstance(self._posterior, blocks.Block):
+            self._posterior = self._posterior(size)
+        for argument, shape, wanted in (
+            ("posterior", self._posterior.event_shape, [(size,)]),
+            ("prior", self.prior.event_shape, [(), (size,)]),
+        ):
+            if shape not in wanted:
+                raise ValueError(
+                    f"{argument}: got event_shape {shape}, wanted "
+                    f"{' or '.join(map(str, wanted))}, because the coefficients are {names}"
+                )
+        self.unconstrained = self.add_weight(
+            name="unconstrained", shape=(self._posterior.params_size,), initializer="zeros"
+        )
+        state = {"trainable": False, "dtype": self.prior.dtype}
+        shape = (self._num_features,)
+        self.center = self.add_weight("center", shape, initializer="zeros", **state)
+        self.scale = self.add_weight("scale", shape, initializer="ones", **state)
+        self.num_data = self.add_weight("num_data", (), initializer="ones", **state)
+        keras.layers.Layer.build(self, input_shape)
+
+    def _columns(self, parameter: blocks.Parameter) -> slice:
+        """The columns of the design matrix, features and then ones, that a parameter depends on."""
+        size = self._num_features
+        if parameter.name not in self._depends:
+            return slice(size, size + 1)
+        return slice(0, size + self._fit_intercept)
+
+    def _pieces(self) -> list[tuple[blocks.Parameter, slice, slice]]:
+        """For each parameter of the likelihood its columns and its share of the coefficients."""
+        pieces, start = [], 0
+        for parameter in self.likelihood.free:
+            columns = self._columns(parameter)
+            stop = start + parameter.size * (columns.stop - columns.start)
+            pieces.append((parameter, columns, slice(start, stop)))
+            start = stop
+        return pieces
+
+    @property
+    def coefficient_names(self) -> list[str]:
+        """The names of the coefficients, in their order."""
+        terms = [*self._feature_names, "intercept"]
+        names = []
+        for parameter, columns, _ in self._pieces():
+            outputs = [""] if parameter.size == 1 else [f"[{k}]" for k in self._outputs(parameter)]
+            if parameter.name not in self._depends:
+                names += [f"{parameter.name}{output} (unconstrained)" for output in outputs]
+                continue
+            several = len(self._depends) > 1
+            prefix = f"{parameter.name}: " if several else ""
+            names += [f"{prefix}{t}{output}" for output in outputs for t in terms[columns]]
+        return names
+
+    def _outputs(self, parameter: blocks.Parameter) -> list[Any]:
+        if self._class_names is not None and len(self._class_names) == parameter.size:
+            return self._class_names
+        return [*range(parameter.size)]
+
+    # The model.
+
+    def _posterior_distribution(self) -> Any:
+        """The posterior q(w) of the coefficients that the optimizer sees, batch shape `[1]`."""
+        return self._posterior.new(self.unconstrained[tf.newaxis])
+
+    def _prior_distribution(self) -> Any:
+        """The prior p(w) of the same."""
+        if self.prior.event_shape == ():
+            return self.prior.repeated(self._posterior.event_shape[0])
+        return self.prior()
+
+    def _predictors(self, x: Any, w: Any) -> Any:
+        """What the likelihood takes, `[B, S, params_size]`, from x `[B, P]` and w `[S, D]`."""
+        features, offset = x[:, : self._num_features], x[:, self._num_features :]
+        ones = tf.fill([tf.shape(x)[0], 1], tf.cast(self._intercept_scale, x.dtype))
+        design = tf.concat([(features - self.center) / self.scale, ones], axis=1)
+        predictors = []
+        for parameter, columns, share in self._pieces():
+            shape = (-1, parameter.size, columns.stop - columns.start)
+            weights = tf.reshape(w[:, share], shape)
+            eta = tf.einsum("bc,skc->bsk", design[:, columns], weights)
+            located = parameter.name == self._depends[0] and offset.shape[1]
+            predictors.append(eta + offset[:, tf.newaxis] if located else eta)
+        return tf.concat(predictors, axis=-1)
+
+    def prepare(self, x: Any) -> Any:
+        """The features, and an offset if there is one, in floating point."""
+        return tf.cast(x, self.prior.dtype)
+
+    def example_losses(self, x: Any, y: Any, training: bool) -> tuple[Any, dict[str, Any], Any]:
+        """The nll of each row, and the share of a row in the KL, which no sample weight changes."""
+        q = self._posterior_distribution()
+        z = q.sample(self._num_draws, seed=noise.next_seed())
+        eta = tf.transpose(self._predictors(x, z[:, 0]), (1, 0, 2))
+        p = self.likelihood(eta)
+        nll = losses.negative_log_prob(y, p)
+        kl = self._regularizer.divergence(q, z)[0] / self.num_data
+        return nll, {"nll": nll, "kl": kl}, p
+
+    def total_loss(self, losses: Any, terms: Any, weight: Any) -> Any:
+        """The mean loss of the batch, and its share of the KL."""
+        return super().total_loss(losses, terms, weight) + terms["kl"]
+
+    def check_data(self, x: np.ndarray, y: np.ndarray | None, arguments: tuple[str, str]) -> None:
+        """Raise ValueError unless x are finite features and the likelihood can have made y."""
+        if x.ndim != 2 or x.shape[1] - self._num_features not in (0, 1):
+            raise ValueError(
+                f"{arguments[0]}: got shape {x.shape}, wanted (N, {self._num_features})"
+            )
+        if not np.isfinite(x).all():
+            bad = [self._name(i) for i in np.flatnonzero(~np.isfinite(x).all(axis=0))]
+            raise ValueError(
+                f"{arguments[0]}: got NaN or infinite values in {_shortened(bad)}, wanted finite "
+                "numbers: remove or fill them"
+            )
+        if y is None:
+            raise ValueError("y: got None, wanted what the model explains, one row for each of x")
+        self.likelihood.check_values(y, arguments[1])
+
+    def _name(self, column: int) -> str:
+        return [*self._feature_names, "offset"][column]
+
+    # Training.
+
+    def compile(self, optimizer: Any = "adam", **kwargs: Any) -> None:
+        """Configure training, as `keras.Model.compile`; `fit` does it if you do not."""
+        self._compiled_by_fit = False
+        super().compile(optimizer, **kwargs)
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int | None = None,
+        *,
+        steps: int | None = None,
+        offset: Any = None,
+        exposure: Any = None,
+        sample_weight: Any = None,
+        num_data: int | None = None,
+        validation_data: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Approximate the posterior of the coefficients.
+
+        Without `compile` before, the optimizer is Adam with a learning rate that falls to zero over
+        the steps.
+
+        Args:
+          x: features `[N, P]`, or a data frame, or a stream of batches `(x, y)`.
+          y: what the likelihood explains, `[N, *event_shape]`; of classes also their names.
+          batch_size: rows a step; all of them if None, or 1024 if there are more than 4096.
+          epochs: passes over the data, as in Keras, in place of `steps`.
+          steps: steps of the optimizer, 2000 if None; the history has ten entries then.
+          offset: `[N]`, added to the location's linear predictor with no coefficient.
+          exposure: `[N]` > 0, for counts with a log link: the rate is proportional to it.
+          sample_weight: weights `[N]` of the rows in the likelihood, such as how often they came.
+          num_data: rows of a stream, which the KL is divided among.
+          validation_data: `(x, y)` or `(x, y, weight)`.
+          **kwargs: the other arguments of `keras.Model.fit`.
+
+        Returns:
+          Keras's `History`.
+
+        Raises:
+          TypeError: for data that are no numbers.
+          ValueError: for data that the model cannot have made: naming the argument, what came, and
+            what was wanted.
+
+        Warns:
+          UserWarning: for constant or linearly dependent columns, for a single row or class: the
+            posterior is proper, but much of it is the prior.
+        """
+        if epochs is not None and steps is not None:
+            raise ValueError(f"steps: got {steps} and epochs={epochs}, wanted one of them")
+        if inputs.is_stream(x):
+            size = self._size_of_stream(num_data, steps, y=y, offset=offset, exposure=exposure)
+            plan = _Plan(batch_size, epochs or 1, 1)
+            self._build_from(inputs.read(("x", "y", "sample_weight"), x, None, None))
+        else:
+            x, y = self._arrays("x", x, y, offset, exposure, learn=True)
+            size = len(x)
+            plan = _plan(size, batch_size, epochs, steps)
+            if plan.batch_size >= size:
+                kwargs.setdefault("shuffle", False)  # Each batch holds all rows.
+        if isinstance(validation_data, (tuple, list)):
+            held_x, held_y, *rest = validation_data
+            validation_data = (*self._arrays("validation_data", held_x, held_y), *rest)
+        if not self._is_compiled or self._compiled_by_fit:
+            self.compile(keras.optimizers.Adam(_schedule(plan, size)))
+            self._compiled_by_fit = True
+        if not self._runs_programs():  # Keras's own loop knows no passes.
+            plan = _Plan(plan.batch_size, plan.epochs * plan.passes, 1)
+        self.num_data.assign(float(size))
+        self._passes = plan.passes
+        try:
+            return super().fit(
+                x,
+                y,
+                batch_size=plan.batch_size,
+                epochs=plan.epochs,
+                sample_weight=sample_weight,
+                validation_data=validation_data,
+                **kwargs,
+            )
+        finally:
+            self._passes = 1
+
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        *,
+        offset: Any = None,
+        exposure: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The loss and its terms, as `keras.Model.evaluate`; see `fit` for the arguments."""
+        # Keras's `fit` asks with data that have been through here.
+        if not (inputs.is_stream(x) or kwargs.get("_use_cached_eval_dataset")):
+            x, y = self._arrays("x", x, y, offset, exposure)
+        return super().evaluate(x, y, **kwargs)
+
+    def _checked(self, names: tuple[str, str, str], x: Any, y: Any, weight: Any) -> inputs.Data:
+        data = super()._checked(names, x, y, weight)
+        return data._replace(passes=self._passes) if names[0] == "x" else data
+
+    def _arrays(
+        self,
+        name: str,
+        x: Any,
+        y: Any,
+        offset: Any = None,
+        exposure: Any = None,
+        learn: bool = False,
+    ) -> tuple[np.ndarray, Any]:
+        """Features and offset side by side, and y with labels as numbers."""
+        columns = getattr(x, "columns", None)
+        x = checks.as_array(name, x)
+        if x.ndim != 2:
+            raise ValueError(f"{name}: got shape {x.shape}, wanted (N, number of features)")
+        if learn and not self.built and columns is not None and self._feature_names is None:
+            self._feature_names = [*map(str, columns)]
+        if not self.built:
+            training.build(self, name, x.shape)
+        if learn:
+            self._learn_scale(x)
+        offset = self._offset(len(x), offset, exposure)
+        if offset is not None:
+            x = np.concatenate([x, offset[:, np.newaxis]], axis=1)
+        return x, None if y is None else self._targets(y, learn)
+
+    def _learn_scale(self, x: np.ndarray) -> None:
+        """Take note of the columns' scale, and warn of what the data cannot tell."""
+        if not np.isfinite(x).all() or x.shape[1] != self._num_features:
+            return  # `check_data` says so.
+        x = x.astype(np.float64)
+        spread = x.std(axis=0)
+        constant = spread <= 1e-12 * np.abs(x).max(axis=0)
+        if self._standardize:
+            self.center.assign(x.mean(axis=0))
+            self.scale.assign(np.where(constant, 1.0, spread))
+        if len(x) == 1:
+            _warn("x: got one row: the posterior will hardly differ from the prior")
+        elif constant.any():
+            _warn(
+                f"x: got constant columns, {_shortened(self._names_where(constant))}: only the "
+                "prior tells their coefficients from the intercept"
+            )
+        elif len(x) > x.shape[1]:
+            dependent = _dependent(np.column_stack([np.ones(len(x)), x / spread]))[1:]
+            if dependent.any():
+                _warn(
+                    f"x: got columns that are linear combinations of the others, such as "
+                    f"{_shortened(self._names_where(dependent))}: only the prior tells their "
+                    "coefficients apart"
+                )
+        if not self._standardize and not constant.all():
+            ratio = spread[~constant].max() / spread[~constant].min()
+            if ratio > 100:
+                _warn(
+                    f"x: got columns whose standard deviations differ by a factor of {ratio:.0f}, "
+                    "which suits neither one prior for all nor the optimizer: pass standardize=True"
+                )
+
+    def _names_where(self, mask: np.ndarray) -> list[str]:
+        return [self._feature_names[i] for i in np.flatnonzero(mask)]
+
+    def _offset(self, size: int, offset: Any, exposure: Any) -> np.ndarray | None:
+        for name, values in (("offset", offset), ("exposure", exposure)):
+            if values is not None and np.shape(values) != (size,):
+                raise ValueError(f"{name}: got shape {np.shape(values)}, wanted ({size},)")
+        if exposure is None:
+            return None if offset is None else checks.as_array("offset", offset)
+        location = next(p for p in self.likelihood.free if p.name == self._depends[0])
+        if not (location.name.startswith("log_") or isinstance(location.constraint, tfb.Exp)):
+            raise ValueError(
+                f"exposure: got one for {location.name!r} of {self.likelihood.title()}, which has "
+                "no log link: pass offset="
+            )
+        exposure = checks.as_array("exposure", exposure)
+        if not (np.isfinite(exposure).all() and (exposure > 0).all()):
+            raise ValueError("exposure: got values that are not all finite and > 0")
+        return np.log(exposure) + (0.0 if offset is None else checks.as_array("offset", offset))
+
+    def _targets(self, y: Any, learn: bool) -> Any:
+        """The labels of classes as numbers; other data as they are."""
+        labels = np.asarray(y)
+        if learn and isinstance(self.likelihood, _OF_CLASSES) and len({*labels.ravel()}) == 1:
+            _warn(f"y: got one class only, {labels.flat[0]!r}: what sets it apart is unknown")
+        names = self._class_names
+        named = labels.dtype.kind in "USO"
+        if named and names is None and learn:
+            if any(parameter.name == "cutpoints" for parameter in self.likelihood.free):
+                raise ValueError("y: got names of ordered classes, wanted class_names= in order")
+            names = self._class_names = sorted({*labels.ravel().tolist()})
+        if names is None or not (named or not isinstance(names[0], str)):
+            return y
+        codes = {name: code for code, name in enumerate(names)}
+        unknown = sorted({*labels.ravel().tolist()} - {*codes}, key=str)
+        if unknown:
+            raise ValueError(f"y: got unknown labels {unknown[:5]}, wanted some of {names}")
+        return np.vectorize(codes.__getitem__, otypes=[np.float32])(labels)
+
+    def _size_of_stream(self, num_data: int | None, steps: int | None, **rest: Any) -> int:
+        for name, value in ({"steps": steps} | rest).items():
+            if value is not None:
+                raise ValueError(f"{name}: got one beside a stream, wanted batches (x, y)")
+        if self._standardize:
+            raise ValueError("x: got a stream with standardize=True, wanted arrays")
+        if num_data is None:
+            raise ValueError("num_data: got None, wanted the number of rows of the stream")
+        return checks.positive_integer("num_data", num_data)
+
+    def _build_from(self, data: inputs.Data) -> None:
+        if not self.built:
+            training.build(self, "x", data.sample[0].shape)
+
+    # After training.
+
+    @property
+    def coefficients(self) -> Any:
+        """The posterior q(w) of the coefficients on the scale of x, a `tfd.Distribution`.
+
+        Its `names` are `coefficient_names`. What does not depend on x is there in the unconstrained
+        form in which it was learned; `summary` shows its value.
+        """
+        self._require_built()
+        q, matrix = self._posterior.new(self.unconstrained), self._unscaling()
+        if isinstance(q, tfd.Independent) and isinstance(q.distribution, tfd.Normal):
+            q = tfd.MultivariateNormalDiag(q.mean(), q.stddev())
+        if isinstance(q, tfd.MultivariateNormalLinearOperator):
+            loc = tf.linalg.matvec(matrix, q.loc)
+            found = tfd.MultivariateNormalTriL(loc, matrix @ q.scale.to_dense())
+        else:
+            found = tfd.TransformedDistribution(q, tfb.ScaleMatvecTriL(matrix))
+        # Past TFP's __setattr__, which would track the names as a part of the distribution.
+        object.__setattr__(found, "names", tuple(self.coefficient_names))
+        return found
+
+    def _unscaling(self) -> Any:
+        """The lower triangular matrix from the optimizer's coefficients to those on x's scale."""
+        size, num = self._posterior.event_shape[0], self._num_features
+        matrix = np.zeros((size, size))
+        center, scale = self.center.numpy(), self.scale.numpy()
+        for parameter, columns, share in self._pieces():
+            width = columns.stop - columns.start
+            block = np.eye(width)
+            if columns.stop > num:
+                block[-1, -1] = self._intercept_scale
+            if columns.start == 0:
+                block[:num, :num] = np.diag(1.0 / scale)
+                block[num:, :num] = -center / scale
+            for i in range(parameter.size):
+                at = slice(share.start + i * width, share.start + (i + 1) * width)
+                matrix[at, at] = block
+        return tf.constant(matrix, self.prior.dtype)
+
+    def predict_distribution(
+        self,
+        x: Any,
+        num_samples: int = 500,
+        seed: int = 0,
+        *,
+        offset: Any = None,
+        exposure: Any = None,
+    ) -> Any:
+        r"""The posterior predictive distribution of y.
+
+        $$ p(y_n \mid x_n) \approx \frac1S \sum_s p(y_n \mid x_n, w_s), \qquad w_s \sim q(w) $$
+
+        Args:
+          x: features `[N, P]`.
+          num_samples: the number S of draws of the coefficients.
+          seed: of the draws: the same for all rows, and in each call.
+          offset: as in `fit`.
+          exposure: as in `fit`.
+
+        Returns:
+          A `tfd.Distribution` with batch shape `[N]`: of classes a Bernoulli or Categorical, else a
+          mixture of S components.
+        """
+        self._require_built()
+        x, _ = self._arrays("x", x, None, offset, exposure)
+        self._check_features(x)
+        w = self._draws(num_samples, seed)
+        return _mixture(self.likelihood.new(self._predictors(self.prepare(x), w)))
+
+    def predict(
+        self,
+        x: Any,
+        num_samples: int = 500,
+        seed: int = 0,
+        *,
+        offset: Any = None,
+        exposure: Any = None,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """What y is expected to be: the mean of the predictive distribution, of classes the mode.
+
+        Args:
+          x: features `[N, P]`.
+          num_samples: draws of the coefficients.
+          seed: of the draws.
+          offset: as in `fit`.
+          exposure: as in `fit`.
+          **kwargs: of `keras.Model.predict`, which have no effect here.
+
+        Returns:
+          An array `[N, *event_shape]`; of several classes their numbers.
+        """
+        del kwargs
+        x, _ = self._arrays("x", x, None, offset, exposure)
+        rows = max(1, _MAX_NUMBERS // (num_samples * self.likelihood.params_size))
+        found = []
+        for part in np.array_split(x, -(-len(x) // rows)):
+            features, own = part[:, : self._num_features], part[:, self._num_features :]
+            p = self.predict_distribution(
+                features, num_samples, seed, offset=own[:, 0] if own.shape[1] else None
+            )
+            found.append(getattr(p, self.likelihood.conversion.name)().numpy())
+        return np.concatenate(found)
+
+    def log_weights(
+        self,
+        x: Any,
+        y: Any,
+        num_samples: int = 1,
+        seed: Any = 0,
+        *,
+        offset: Any = None,
+        exposure: Any = None,
+    ) -> np.ndarray:
+        r"""Log importance weights of draws of the coefficients from their posterior.
+
+        $$ \log w_s = \sum_n \log p(y_n \mid x_n, w_s) + \log p(w_s) - \log q(w_s) $$
+
+        Their mean estimates the ELBO of the whole data set, their log-mean-exp the log evidence
+        log p(y|X) from below.
+
+        Args:
+          x: features `[N, P]`.
+          y: `[N, *event_shape]`.
+          num_samples: the number S of draws.
+          seed: an integer or an int tensor `[2]`.
+          offset: as in `fit`.
+          exposure: as in `fit`.
+
+        Returns:
+          An array `[S]`, in nats.
+        """
+        self._require_built()
+        x, y = self._arrays("x", x, y, offset, exposure)
+        self.check_data(x, checks.as_array("y", y), ("x", "y"))
+        w = self._draws(num_samples, seed)
+        q = self._posterior.new(self.unconstrained)
+        total = self._prior_distribution().log_prob(w) - q.log_prob(w)
+        rows = max(1, _MAX_NUMBERS // (num_samples * self.likelihood.params_size))
+        pieces = -(-len(x) // rows)
+        for part, targets in zip(np.array_split(x, pieces), np.array_split(y, pieces), strict=True):
+            eta = tf.transpose(self._predictors(self.prepare(part), w), (1, 0, 2))
+            p = self.likelihood.new(eta)
+            total += tf.reduce_sum(p.log_prob(tf.cast(targets, p.dtype)), axis=1)
+        return total.numpy()
+
+    def elbo(self, x: Any, y: Any, num_samples: int = 1000, seed: Any = 0, **kwargs: Any) -> float:
+        """The evidence lower bound of the whole data set, in nats: the mean of `log_weights`."""
+        return float(self.log_weights(x, y, num_samples, seed, **kwargs).mean())
+
+    def summary(self, *args: Any, num_samples: int = 10_000, seed: int = 0, **kwargs: Any) -> None:
+        """Print mean, standard deviation, and 3 % and 97 % quantiles of each coefficient.
+
+        What does not depend on x is shown as the likelihood takes it.
+
+        Args:
+          *args: of `keras.Model.summary`, which is what a model that is not built prints.
+          num_samples: draws from the posterior.
+          seed: of the draws.
+          **kwargs: of `keras.Model.summary`; `print_fn` is heeded.
+        """
+        if not self.built:
+            super().summary(*args, **kwargs)
+            return
+        draws = self.draws(num_samples, seed)
+        width = max(map(len, draws))
+        show = kwargs.get("print_fn") or print
+        show(f"{'':{width}}  {'mean':>10} {'sd':>10} {'3%':>10} {'97%':>10}")
+        for name, values in draws.items():
+            numbers = (values.mean(), values.std(), *np.quantile(values, (0.03, 0.97)))
+            show(f"{name:{width}}  " + " ".join(f"{number:10.4g}" for number in numbers))
+
+    def draws(self, num_samples: int = 1000, seed: int = 0) -> dict[str, np.ndarray]:
+        """Draws from the posterior of each coefficient, on the scale of x, by name.
+
+        What does not depend on x is there as the likelihood takes it: the scale as a scale.
+        """
+        self._require_built()
+        w = self._draws(num_samples, seed)
+        reported = tf.linalg.matvec(self._unscaling(), w).numpy()
+        found = {}
+        for parameter, _, share in self._pieces():
+            names, values = self.coefficient_names[share], reported[:, share]
+            if parameter.name not in self._depends:
+                values = parameter.constraint(tf.reshape(values, (-1, *parameter.shape))).numpy()
+                values = values.reshape(len(values), -1)
+                one = values.shape[1] == 1
+                names = [
+                    f"{parameter.name}{'' if one else f'[{i}]'}" for i in range(values.shape[1])
+                ]
+            found |= dict(zip(names, values.T, strict=True))
+        return found
+
+    def _draws(self, num_samples: int, seed: Any) -> Any:
+        """Draws `[S, D]` of the optimizer's coefficients."""
+        num_samples = checks.positive_integer("num_samples", num_samples)
+        return self._posterior.new(self.unconstrained).sample(num_samples, noise.as_seed(seed))
+
+    def _check_features(self, x: np.ndarray) -> None:
+        if x.shape[1] - self._num_features not in (0, 1) or not np.isfinite(x).all():
+            raise ValueError(
+                f"x: got shape {x.shape}, wanted (N, {self._num_features}) finite numbers"
+            )
+
+    def _require_built(self) -> None:
+        if not self.built:
+            raise ValueError("the model has not seen data yet: call fit(x, y)")
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """The predictive distribution, from as many draws as a step of training takes."""
+        w = self._posterior.new(self.unconstrained).sample(self._num_draws, noise.next_seed())
+        return _mixture(self.likelihood.new(self._predictors(self.prepare(inputs), w)))
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration: JSON."""
+        posterior = self._posterior
+        if not isinstance(posterior, blocks.Block):
+            raise TypeError(
+                "posterior: got a function, which a file cannot hold; the model can be saved once "
+                "it has seen data"
+            )
+        return {
+            "likelihood": keras.saving.serialize_keras_object(self.likelihood),
+            "prior": keras.saving.serialize_keras_object(self.prior),
+            "posterior": keras.saving.serialize_keras_object(posterior),
+            "depends": [*self._depends],
+            "fit_intercept": self._fit_intercept,
+            "intercept_scale": self._intercept_scale,
+            "standardize": self._standardize,
+            "num_samples": self._num_draws,
+            "class_names": self._class_names,
+            "feature_names": self._feature_names,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+        """The model that a configuration describes."""
+        del custom_objects  # Keras has put them into scope.
+        parts = {
+            name: keras.saving.deserialize_keras_object(config[name])
+            for name in ("likelihood", "prior", "posterior")
+        }
+        return cls(**config | parts)
+
+
+class _Plan(NamedTuple):
+    """How `fit` goes about: Keras's epochs have so many passes over the data."""
+
+    batch_size: int | None
+    epochs: int
+    passes: int
+
+
+def _plan(size: int, batch_size: int | None, epochs: int | None, steps: int | None) -> _Plan:
+    if batch_size is None:
+        batch_size = size if size <= _FULL_BATCH else _MINI_BATCH
+    batch_size = min(checks.positive_integer("batch_size", batch_size), size)
+    if epochs is not None:
+        return _Plan(batch_size, checks.positive_integer("epochs", epochs), 1)
+    steps = checks.positive_integer("steps", _STEPS if steps is None else steps)
+    passes = math.ceil(steps * batch_size / size)
+    epochs = min(passes, _REPORTS)
+    return _Plan(batch_size, epochs, math.ceil(passes / epochs))
+
+
+def _schedule(plan: _Plan, size: int) -> Any:
+    steps = math.ceil(size * plan.passes / (plan.batch_size or 1)) * plan.epochs
+    return keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, steps)
+
+
+def _location(names: list[str]) -> tuple[str, ...]:
+    """The parameter of a likelihood that depends on x, or all if none is a location."""
+    found = [name for name in LOCATIONS if name in names]
+    return tuple(found[:1] or names)
+
+
+def _mixture(components: Any) -> Any:
+    """The mixture of components `[B, S]` in equal parts."""
+    if isinstance(components, tfd.Bernoulli):
+        return tfd.Bernoulli(probs=tf.reduce_mean(components.probs_parameter(), axis=-1))
+    if isinstance(components, tfd.Categorical):
+        return tfd.Categorical(probs=tf.reduce_mean(components.probs_parameter(), axis=-2))
+    weights = tfd.Categorical(logits=tf.zeros(components.batch_shape[-1:]))
+    return tfd.MixtureSameFamily(weights, components)
+
+
+def _dependent(matrix: np.ndarray) -> np.ndarray:
+    """Which columns are linear combinations of those before them."""
+    triangle = np.linalg.qr(matrix, mode="r")
+    _, found, order = scipy.linalg.qr(triangle, mode="economic", pivoting=True)
+    sizes = np.abs(np.diag(found))
+    mask = np.zeros(matrix.shape[1], bool)
+    mask[order[: len(sizes)]] = sizes < 1e-6 * sizes[0]
+    return mask
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=4)
