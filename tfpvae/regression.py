@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg
+import scipy.optimize
 import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras as keras
@@ -29,10 +30,12 @@ tfb, tfd = tfp.bijectors, tfp.distributions
 #: what a regression explains, by tfd's names: the first of them that the likelihood leaves free
 LOCATIONS = ("loc", "logits", "log_rate", "rate", "mean", "probs")
 
-_OF_CLASSES = (likelihoods.Bernoulli, likelihoods.Categorical)
+_OF_CLASSES = (likelihoods.Bernoulli, likelihoods.Categorical, likelihoods.Ordinal)
 
-_STEPS, _REPORTS, _FULL_BATCH, _MINI_BATCH = 2000, 10, 4096, 1024
+_STEPS, _REPORTS, _FULL_BATCH, _MINI_BATCH = 500, 10, 4096, 1024
 _LEARNING_RATE = 0.05
+_MAX_CURVATURE = 1000  # coefficients, for whose square the second derivatives are computed
+_LEAST_CURVATURE = 1e-2  # where the density is flat
 _MAX_NUMBERS = 2**22  # in one piece of a prediction
 
 
@@ -140,7 +143,7 @@ class BayesianRegression(training.ProbabilisticModel):
         self.likelihood = likelihood
         self.prior = priors.StandardNormal(()) if prior is None else prior
         # A block, or what makes one when the number of coefficients is known.
-        self._posterior = posterior or posteriors.FullRankNormal
+        self._posterior: Any = posterior or posteriors.FullRankNormal
         self._depends = tuple(depends) if depends else _location(names)
         self._fit_intercept = (
             "cutpoints" not in names if fit_intercept is None else bool(fit_intercept)
@@ -148,8 +151,8 @@ class BayesianRegression(training.ProbabilisticModel):
         self._intercept_scale = float(intercept_scale)
         self._standardize = bool(standardize)
         self._num_draws = checks.positive_integer("num_samples", num_samples)
-        self._class_names = None if class_names is None else [*class_names]
-        self._feature_names = None if feature_names is None else [*map(str, feature_names)]
+        self._class_names: Any = None if class_names is None else [*class_names]
+        self._feature_names: Any = None if feature_names is None else [*map(str, feature_names)]
         self._compiled_by_fit, self._passes = False, 1
         self._regularizer = regularizers.KLDivergenceRegularizer(self._prior_distribution)
 
@@ -187,6 +190,14 @@ class BayesianRegression(training.ProbabilisticModel):
         shape = (self._num_features,)
         self.center = self.add_weight("center", shape, initializer="zeros", **state)
         self.scale = self.add_weight("scale", shape, initializer="ones", **state)
+        whole = isinstance(self._posterior, posteriors.FullRankNormal)
+        self.start = self.add_weight("start", (size,), initializer="zeros", **state)
+        self.spread = self.add_weight(
+            "spread",
+            (size, size) if whole else (size,),
+            initializer="identity" if whole else "ones",
+            **state,
+        )
         self.num_data = self.add_weight("num_data", (), initializer="ones", **state)
         keras.layers.Layer.build(self, input_shape)
 
@@ -224,14 +235,19 @@ class BayesianRegression(training.ProbabilisticModel):
 
     def _outputs(self, parameter: blocks.Parameter) -> list[Any]:
         if self._class_names is not None and len(self._class_names) == parameter.size:
-            return self._class_names
+            return [*self._class_names]
         return [*range(parameter.size)]
 
     # The model.
 
-    def _posterior_distribution(self) -> Any:
-        """The posterior q(w) of the coefficients that the optimizer sees, batch shape `[1]`."""
-        return self._posterior.new(self.unconstrained[tf.newaxis])
+    def _posterior_distribution(self, params: Any = None) -> Any:
+        """The posterior q(w) of the coefficients on the prior's scale.
+
+        The posterior block describes their distance from `start`, in units of `spread`: so one
+        learning rate suits all data.
+        """
+        params = self.unconstrained if params is None else params
+        return _affine(self._posterior.new(params), self.spread, self.start)
 
     def _prior_distribution(self) -> Any:
         """The prior p(w) of the same."""
@@ -260,12 +276,22 @@ class BayesianRegression(training.ProbabilisticModel):
     def example_losses(self, x: Any, y: Any, training: bool) -> tuple[Any, dict[str, Any], Any]:
         """The nll of each row, and the share of a row in the KL, which no sample weight changes."""
         q = self._posterior_distribution()
-        z = q.sample(self._num_draws, seed=noise.next_seed())
-        eta = tf.transpose(self._predictors(x, z[:, 0]), (1, 0, 2))
-        p = self.likelihood(eta)
+        w = _draws(q, self._num_draws)
+        p = self.likelihood(tf.transpose(self._predictors(x, w), (1, 0, 2)))
         nll = losses.negative_log_prob(y, p)
-        kl = self._regularizer.divergence(q, z)[0] / self.num_data
+        kl = self._kl(q, w) / self.num_data
         return nll, {"nll": nll, "kl": kl}, p
+
+    def _kl(self, q: Any, w: Any) -> Any:
+        """The KL of the coefficients, with the gradient of "sticking the landing".
+
+        Its noise vanishes where the posterior is exact (Roeder, Wu and Duvenaud, "Sticking the
+        Landing", 2017); that of the closed form does not, because the likelihood's noise stays.
+        """
+        kl = self._regularizer.divergence(q, w)
+        frozen = self._posterior_distribution(tf.stop_gradient(self.unconstrained))
+        path = tf.reduce_mean(frozen.log_prob(w) - self._prior_distribution().log_prob(w))
+        return tf.stop_gradient(kl - path) + path
 
     def total_loss(self, losses: Any, terms: Any, weight: Any) -> Any:
         """The mean loss of the batch, and its share of the KL."""
@@ -273,22 +299,21 @@ class BayesianRegression(training.ProbabilisticModel):
 
     def check_data(self, x: np.ndarray, y: np.ndarray | None, arguments: tuple[str, str]) -> None:
         """Raise ValueError unless x are finite features and the likelihood can have made y."""
-        if x.ndim != 2 or x.shape[1] - self._num_features not in (0, 1):
-            raise ValueError(
-                f"{arguments[0]}: got shape {x.shape}, wanted (N, {self._num_features})"
-            )
-        if not np.isfinite(x).all():
-            bad = [self._name(i) for i in np.flatnonzero(~np.isfinite(x).all(axis=0))]
-            raise ValueError(
-                f"{arguments[0]}: got NaN or infinite values in {_shortened(bad)}, wanted finite "
-                "numbers: remove or fill them"
-            )
+        self._check_features(x, arguments[0])
         if y is None:
             raise ValueError("y: got None, wanted what the model explains, one row for each of x")
         self.likelihood.check_values(y, arguments[1])
 
-    def _name(self, column: int) -> str:
-        return [*self._feature_names, "offset"][column]
+    def _check_features(self, x: np.ndarray, argument: str) -> None:
+        if x.ndim != 2 or x.shape[1] - self._num_features not in (0, 1):
+            raise ValueError(f"{argument}: got shape {x.shape}, wanted (N, {self._num_features})")
+        bad = np.flatnonzero(~np.isfinite(x).all(axis=0))
+        if len(bad):
+            names = [*self._feature_names, "offset"]
+            raise ValueError(
+                f"{argument}: got NaN or infinite values in "
+                f"{_shortened([names[i] for i in bad])}, wanted finite numbers: remove or fill them"
+            )
 
     # Training.
 
@@ -297,7 +322,7 @@ class BayesianRegression(training.ProbabilisticModel):
         self._compiled_by_fit = False
         super().compile(optimizer, **kwargs)
 
-    def fit(
+    def fit(  # type: ignore[override]  # with arguments of its own
         self,
         x: Any = None,
         y: Any = None,
@@ -322,7 +347,7 @@ class BayesianRegression(training.ProbabilisticModel):
           y: what the likelihood explains, `[N, *event_shape]`; of classes also their names.
           batch_size: rows a step; all of them if None, or 1024 if there are more than 4096.
           epochs: passes over the data, as in Keras, in place of `steps`.
-          steps: steps of the optimizer, 2000 if None; the history has ten entries then.
+          steps: steps of the optimizer, 500 if None; the history has ten entries then.
           offset: `[N]`, added to the location's linear predictor with no coefficient.
           exposure: `[N]` > 0, for counts with a log link: the rate is proportional to it.
           sample_weight: weights `[N]` of the rows in the likelihood, such as how often they came.
@@ -344,16 +369,18 @@ class BayesianRegression(training.ProbabilisticModel):
         """
         if epochs is not None and steps is not None:
             raise ValueError(f"steps: got {steps} and epochs={epochs}, wanted one of them")
-        if inputs.is_stream(x):
+        stream = inputs.is_stream(x)
+        if stream:
             size = self._size_of_stream(num_data, steps, y=y, offset=offset, exposure=exposure)
             plan = _Plan(batch_size, epochs or 1, 1)
-            self._build_from(inputs.read(("x", "y", "sample_weight"), x, None, None))
         else:
             x, y = self._arrays("x", x, y, offset, exposure, learn=True)
             size = len(x)
             plan = _plan(size, batch_size, epochs, steps)
-            if plan.batch_size >= size:
+            if plan.batch_size == size:
                 kwargs.setdefault("shuffle", False)  # Each batch holds all rows.
+        data = self._checked(("x", "y", "sample_weight"), x, y, sample_weight)
+        x = data.x if stream else x
         if isinstance(validation_data, (tuple, list)):
             held_x, held_y, *rest = validation_data
             validation_data = (*self._arrays("validation_data", held_x, held_y), *rest)
@@ -363,6 +390,8 @@ class BayesianRegression(training.ProbabilisticModel):
         if not self._runs_programs():  # Keras's own loop knows no passes.
             plan = _Plan(plan.batch_size, plan.epochs * plan.passes, 1)
         self.num_data.assign(float(size))
+        if not np.any(self.unconstrained):
+            self._start_at_mode(*data.sample)
         self._passes = plan.passes
         try:
             return super().fit(
@@ -377,7 +406,7 @@ class BayesianRegression(training.ProbabilisticModel):
         finally:
             self._passes = 1
 
-    def evaluate(
+    def evaluate(  # type: ignore[override]
         self,
         x: Any = None,
         y: Any = None,
@@ -424,7 +453,7 @@ class BayesianRegression(training.ProbabilisticModel):
     def _learn_scale(self, x: np.ndarray) -> None:
         """Take note of the columns' scale, and warn of what the data cannot tell."""
         if not np.isfinite(x).all() or x.shape[1] != self._num_features:
-            return  # `check_data` says so.
+            return  # `check_data` will say so.
         x = x.astype(np.float64)
         spread = x.std(axis=0)
         constant = spread <= 1e-12 * np.abs(x).max(axis=0)
@@ -451,7 +480,7 @@ class BayesianRegression(training.ProbabilisticModel):
             if ratio > 100:
                 _warn(
                     f"x: got columns whose standard deviations differ by a factor of {ratio:.0f}, "
-                    "which suits neither one prior for all nor the optimizer: pass standardize=True"
+                    "which hardly suits one prior for all: pass standardize=True"
                 )
 
     def _names_where(self, mask: np.ndarray) -> list[str]:
@@ -476,16 +505,18 @@ class BayesianRegression(training.ProbabilisticModel):
 
     def _targets(self, y: Any, learn: bool) -> Any:
         """The labels of classes as numbers; other data as they are."""
+        if not isinstance(self.likelihood, _OF_CLASSES):
+            return y
         labels = np.asarray(y)
-        if learn and isinstance(self.likelihood, _OF_CLASSES) and len({*labels.ravel()}) == 1:
-            _warn(f"y: got one class only, {labels.flat[0]!r}: what sets it apart is unknown")
-        names = self._class_names
+        if learn and len({*labels.ravel().tolist()}) == 1:
+            _warn(f"y: got one class only, {labels.flat[0]}: what sets it apart is unknown")
         named = labels.dtype.kind in "USO"
-        if named and names is None and learn:
-            if any(parameter.name == "cutpoints" for parameter in self.likelihood.free):
+        if named and self._class_names is None and learn:
+            if isinstance(self.likelihood, likelihoods.Ordinal):
                 raise ValueError("y: got names of ordered classes, wanted class_names= in order")
-            names = self._class_names = sorted({*labels.ravel().tolist()})
-        if names is None or not (named or not isinstance(names[0], str)):
+            self._class_names = sorted({*labels.ravel().tolist()})
+        names = None if self._class_names is None else [*self._class_names]
+        if names is None or (isinstance(names[0], str) and not named):
             return y
         codes = {name: code for code, name in enumerate(names)}
         unknown = sorted({*labels.ravel().tolist()} - {*codes}, key=str)
@@ -503,9 +534,61 @@ class BayesianRegression(training.ProbabilisticModel):
             raise ValueError("num_data: got None, wanted the number of rows of the stream")
         return checks.positive_integer("num_data", num_data)
 
-    def _build_from(self, data: inputs.Data) -> None:
-        if not self.built:
-            training.build(self, "x", data.sample[0].shape)
+    def _start_at_mode(self, x: np.ndarray, y: np.ndarray, weight: np.ndarray | None) -> None:
+        """Let training begin at the mode of the posterior, with the curvature there as the unit.
+
+        That is Laplace's approximation, on some of the rows if there are many. It changes neither
+        what is optimized nor the family of the posterior, but how far there is to go.
+        """
+        size = self._posterior.event_shape[0]
+        rows = np.random.default_rng(0).permutation(len(x))[: max(_MAX_NUMBERS // size, 1000)]
+        features, y = self.prepare(x[rows]), tf.constant(y[rows])
+        repeats = self.num_data / tf.cast(len(rows), self.num_data.dtype)
+        weight = repeats if weight is None else repeats * weight[rows].astype(features.dtype.name)
+        # In units of the columns: those of x may differ by orders of magnitude.
+        unit = tf.constant(1.0 / self._sizes_of_columns(features.numpy()), features.dtype)
+
+        def energy(v: Any) -> Any:
+            w = unit * v
+            p = self.likelihood.new(self._predictors(features, w[tf.newaxis])[:, 0])
+            log_likelihood = weight * p.log_prob(tf.cast(y, p.dtype))
+            return -tf.reduce_sum(log_likelihood) - self._prior_distribution().log_prob(w)
+
+        def gradient(v: Any) -> Any:
+            with tf.GradientTape() as tape:
+                tape.watch(v)
+                value = energy(v)
+            return value, tape.gradient(value, v)
+
+        def hessian(v: Any) -> Any:
+            with tf.GradientTape() as tape:
+                tape.watch(v)
+                slope = gradient(v)[1]
+            return tape.jacobian(slope, v)
+
+        compiled = tf.function(gradient, autograph=False)
+
+        def numbers(v: np.ndarray) -> tuple[Any, ...]:
+            return tuple(np.float64(part) for part in compiled(tf.constant(v, features.dtype)))
+
+        mode = scipy.optimize.minimize(numbers, np.zeros(size), jac=True, method="L-BFGS-B").x
+        if not np.isfinite(mode).all():
+            return
+        units = np.float64(unit)
+        if size <= _MAX_CURVATURE:
+            at_mode = tf.function(hessian, autograph=False)(tf.constant(mode, features.dtype))
+            curvature = np.float64(at_mode) / np.outer(units, units)
+        else:
+            curvature = np.diag(1.0 / units**2) * float(self.num_data)
+        self.start.assign(units * mode)
+        self.spread.assign(_spread(curvature, whole=len(self.spread.shape) == 2))
+
+    def _sizes_of_columns(self, x: np.ndarray) -> np.ndarray:
+        """The root mean square of the column of the design matrix that each coefficient is for."""
+        features = (x[:, : self._num_features] - self.center.numpy()) / self.scale.numpy()
+        sizes = np.sqrt(np.mean(np.square(features, dtype=np.float64), axis=0))
+        sizes = np.append(np.where(sizes > 0, sizes, 1.0), self._intercept_scale)
+        return np.concatenate([np.tile(sizes[c], p.size) for p, c, _ in self._pieces()])
 
     # After training.
 
@@ -517,14 +600,8 @@ class BayesianRegression(training.ProbabilisticModel):
         form in which it was learned; `summary` shows its value.
         """
         self._require_built()
-        q, matrix = self._posterior.new(self.unconstrained), self._unscaling()
-        if isinstance(q, tfd.Independent) and isinstance(q.distribution, tfd.Normal):
-            q = tfd.MultivariateNormalDiag(q.mean(), q.stddev())
-        if isinstance(q, tfd.MultivariateNormalLinearOperator):
-            loc = tf.linalg.matvec(matrix, q.loc)
-            found = tfd.MultivariateNormalTriL(loc, matrix @ q.scale.to_dense())
-        else:
-            found = tfd.TransformedDistribution(q, tfb.ScaleMatvecTriL(matrix))
+        q = self._posterior_distribution()
+        found = _affine(q, self._unscaling(), tf.zeros_like(self.start))
         # Past TFP's __setattr__, which would track the names as a part of the distribution.
         object.__setattr__(found, "names", tuple(self.coefficient_names))
         return found
@@ -573,7 +650,7 @@ class BayesianRegression(training.ProbabilisticModel):
         """
         self._require_built()
         x, _ = self._arrays("x", x, None, offset, exposure)
-        self._check_features(x)
+        self._check_features(x, "x")
         w = self._draws(num_samples, seed)
         return _mixture(self.likelihood.new(self._predictors(self.prepare(x), w)))
 
@@ -644,7 +721,7 @@ class BayesianRegression(training.ProbabilisticModel):
         x, y = self._arrays("x", x, y, offset, exposure)
         self.check_data(x, checks.as_array("y", y), ("x", "y"))
         w = self._draws(num_samples, seed)
-        q = self._posterior.new(self.unconstrained)
+        q = self._posterior_distribution()
         total = self._prior_distribution().log_prob(w) - q.log_prob(w)
         rows = max(1, _MAX_NUMBERS // (num_samples * self.likelihood.params_size))
         pieces = -(-len(x) // rows)
@@ -688,7 +765,7 @@ class BayesianRegression(training.ProbabilisticModel):
         self._require_built()
         w = self._draws(num_samples, seed)
         reported = tf.linalg.matvec(self._unscaling(), w).numpy()
-        found = {}
+        found: dict[str, np.ndarray] = {}
         for parameter, _, share in self._pieces():
             names, values = self.coefficient_names[share], reported[:, share]
             if parameter.name not in self._depends:
@@ -704,13 +781,7 @@ class BayesianRegression(training.ProbabilisticModel):
     def _draws(self, num_samples: int, seed: Any) -> Any:
         """Draws `[S, D]` of the optimizer's coefficients."""
         num_samples = checks.positive_integer("num_samples", num_samples)
-        return self._posterior.new(self.unconstrained).sample(num_samples, noise.as_seed(seed))
-
-    def _check_features(self, x: np.ndarray) -> None:
-        if x.shape[1] - self._num_features not in (0, 1) or not np.isfinite(x).all():
-            raise ValueError(
-                f"x: got shape {x.shape}, wanted (N, {self._num_features}) finite numbers"
-            )
+        return self._posterior_distribution().sample(num_samples, noise.as_seed(seed))
 
     def _require_built(self) -> None:
         if not self.built:
@@ -718,7 +789,7 @@ class BayesianRegression(training.ProbabilisticModel):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """The predictive distribution, from as many draws as a step of training takes."""
-        w = self._posterior.new(self.unconstrained).sample(self._num_draws, noise.next_seed())
+        w = self._posterior_distribution().sample(self._num_draws, noise.next_seed())
         return _mixture(self.likelihood.new(self._predictors(self.prepare(inputs), w)))
 
     def get_config(self) -> dict[str, Any]:
@@ -785,6 +856,32 @@ def _location(names: list[str]) -> tuple[str, ...]:
     return tuple(found[:1] or names)
 
 
+def _affine(q: Any, matrix: Any, shift: Any) -> Any:
+    """The distribution of `matrix @ w + shift`; the matrix is lower triangular, or its diagonal."""
+    if isinstance(q, tfd.Independent) and isinstance(q.distribution, tfd.Normal):
+        q = tfd.MultivariateNormalDiag(q.mean(), q.stddev())
+    whole = len(matrix.shape) == 2
+    if isinstance(q, tfd.MultivariateNormalDiag) and not whole:
+        return tfd.MultivariateNormalDiag(matrix * q.loc + shift, matrix * q.stddev())
+    if isinstance(q, tfd.MultivariateNormalLinearOperator):
+        matrix = matrix if whole else tf.linalg.diag(matrix)
+        loc = tf.linalg.matvec(matrix, q.loc) + shift
+        return tfd.MultivariateNormalTriL(loc, tf.linalg.matmul(matrix, q.scale.to_dense()))
+    scale = tfb.ScaleMatvecTriL(matrix) if whole else tfb.ScaleMatvecDiag(matrix)
+    return tfd.TransformedDistribution(q, tfb.Chain([tfb.Shift(shift), scale]))
+
+
+def _draws(q: Any, num: int) -> Any:
+    """Draws `[S, D]` that a gradient goes through; of normals in pairs around the mean.
+
+    The noise of a pair cancels in what is linear in the coefficients.
+    """
+    if num == 1 or not isinstance(q, tfd.MultivariateNormalLinearOperator):
+        return q.sample(num, seed=noise.next_seed())
+    half = q.sample(-(-num // 2), seed=noise.next_seed())
+    return tf.concat([half, 2 * q.loc - half], axis=0)[:num]
+
+
 def _mixture(components: Any) -> Any:
     """The mixture of components `[B, S]` in equal parts."""
     if isinstance(components, tfd.Bernoulli):
@@ -793,6 +890,16 @@ def _mixture(components: Any) -> Any:
         return tfd.Categorical(probs=tf.reduce_mean(components.probs_parameter(), axis=-2))
     weights = tfd.Categorical(logits=tf.zeros(components.batch_shape[-1:]))
     return tfd.MixtureSameFamily(weights, components)
+
+
+def _spread(curvature: np.ndarray, whole: bool) -> np.ndarray:
+    """The scale of a normal with this precision: a triangle, or the best mean-field diagonal."""
+    if not whole:
+        return 1.0 / np.sqrt(np.maximum(np.diag(curvature), _LEAST_CURVATURE))
+    unit = np.sqrt(np.maximum(np.diag(curvature), _LEAST_CURVATURE))
+    values, vectors = np.linalg.eigh(curvature / np.outer(unit, unit))
+    covariance = (vectors / np.maximum(values, 1e-5)) @ vectors.T / np.outer(unit, unit)
+    return np.linalg.cholesky(covariance)
 
 
 def _dependent(matrix: np.ndarray) -> np.ndarray:
