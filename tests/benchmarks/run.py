@@ -28,6 +28,7 @@ SCALE_ROUNDS = 7  # With fewer, runs on the fewest rows are too short to be comp
 TABLES = {
     "parts": ("Where the time of a dense epoch goes", "parts.py"),
     "choice": ("Without XLA and with it", "choice.py"),
+    "nuts": ("Logistic regression beside NUTS", "nuts.py"),
 }
 
 
