@@ -11,7 +11,16 @@ sets are loaded on first use.
 import importlib
 from typing import Any
 
-from tfpvae import likelihoods, losses, noise, objectives, posteriors, priors, regularizers
+from tfpvae import (
+    likelihoods,
+    losses,
+    noise,
+    objectives,
+    posteriors,
+    priors,
+    regularizers,
+    weights,
+)
 from tfpvae.layers import DistributionLayer
 from tfpvae.losses import negative_log_prob
 from tfpvae.regularizers import KLDivergenceRegularizer
@@ -50,6 +59,7 @@ __all__ = [
     "regression",
     "regularizers",
     "training",
+    "weights",
 ]
 
 
