@@ -140,7 +140,141 @@ def student_t(x, loc, scale):
     return stats.t.logpdf(x, 4, loc, softplus(scale))
 
 
+def student_t_learned(x, df, loc, scale):
+    return stats.t.logpdf(x, softplus(df), loc, softplus(scale))
+
+
+def beta(x, concentration1):
+    return stats.beta.logpdf(x, softplus(concentration1), 2)
+
+
+def log_normal(x, loc, scale):
+    return stats.lognorm.logpdf(x, softplus(scale), scale=np.exp(loc))
+
+
+def mean_dispersion(x, log_mean, dispersion):
+    mean, dispersion = np.exp(log_mean), 1e-6 + softplus(dispersion)
+    return stats.nbinom.logpmf(x, 1 / dispersion, 1 / (1 + dispersion * mean))
+
+
+def discretized_logistic(num_levels):
+    def density(x, loc, scale):
+        last = num_levels - 1
+        # In grey levels; each is the middle of its interval, the first and last go on for ever.
+        logistic = stats.logistic((loc + 1) / 2 * last, (softplus(scale) + np.exp(-7)) / 2 * last)
+        below = np.where(x == 0, 0, logistic.cdf(x - 0.5))
+        return np.log(np.where(x == last, 1, logistic.cdf(x + 0.5)) - below)
+
+    return density
+
+
+def ordinal(num_classes):
+    def log_prob(t, x):
+        size = x.shape[-1] if x.ndim > 1 else 1
+        cutpoints, loc = np.split(t, [size * (num_classes - 1)], axis=-1)
+        cutpoints = cutpoints.reshape(len(x), size, num_classes - 1)
+        steps = np.concatenate([cutpoints[..., :1], np.exp(cutpoints[..., 1:])], axis=-1)
+        cutpoints = np.cumsum(steps, axis=-1)
+        infinity = np.full((len(x), size, 1), np.inf)
+        borders = np.concatenate([-infinity, cutpoints, infinity], axis=-1) - loc[..., None]
+        probs = np.diff(special.expit(borders), axis=-1)
+        index = x.reshape(len(x), size, 1).astype(int)
+        return np.log(np.take_along_axis(probs, index, axis=-1)).sum(axis=(-2, -1))
+
+    return log_prob
+
+
+def multinomial(total_count):
+    def log_prob(t, x):
+        return stats.multinomial.logpmf(x, total_count, special.softmax(t, axis=-1))
+
+    return log_prob
+
+
+def dirichlet_multinomial(total_count):
+    def log_prob(t, x):
+        return stats.dirichlet_multinomial.logpmf(x.astype(int), softplus(t), total_count)
+
+    return log_prob
+
+
+def zero_inflated(density):
+    def inflated(x, *parameters):
+        *parameters, logits = parameters
+        zero = special.expit(logits)
+        return np.log(zero * (x == 0) + (1 - zero) * np.exp(density(x, *parameters)))
+
+    return inflated
+
+
+def observed(density):
+    def masked(x, *parameters):
+        missing = np.isnan(x)
+        return np.where(missing, 0, density(np.where(missing, 1, x), *parameters))
+
+    return masked
+
+
+def mixture_of_entries(num_components, count, density):
+    """Each of the entries is a mixture; the parameters of its components lie side by side."""
+
+    def log_prob(t, x):
+        x = x.reshape(len(x), -1, 1)
+        logits, *pieces = (
+            piece.reshape(len(x), -1, num_components) for piece in np.split(t, count + 1, axis=-1)
+        )
+        each = special.log_softmax(logits, axis=-1) + density(x, *pieces)
+        return special.logsumexp(each, axis=-1).sum(axis=-1)
+
+    return log_prob
+
+
+def mixture_of_vectors(num_components, count, density):
+    def log_prob(t, x):
+        logits, rest = np.split(t, [num_components], axis=-1)
+        pieces = (
+            piece.reshape(len(x), num_components, -1) for piece in np.split(rest, count, axis=-1)
+        )
+        each = density(x[:, None], *pieces).sum(axis=-1)
+        return special.logsumexp(special.log_softmax(logits, axis=-1) + each, axis=-1)
+
+    return log_prob
+
+
+def table_row(t, x):
+    """A real number, a count, and one of three classes, each of which may be missing."""
+    parts = [
+        observed(normal)(x[:, 0], t[:, 0], t[:, 1]),
+        observed(poisson)(x[:, 1], t[:, 2]),
+        observed(lambda k, *_: categorical(3)(t[:, 3:], k))(x[:, 2]),
+    ]
+    return np.sum(parts, axis=0)
+
+
 # Values in the support of a distribution, from a numpy generator and a shape.
+
+
+def counts_of(total_count):
+    def values(rng, shape):
+        return rng.multinomial(total_count, np.full(shape[-1], 1 / shape[-1]), size=shape[:-1])
+
+    return values
+
+
+def row(rng, shape):
+    columns = [rng.normal(size=BATCH), rng.integers(6, size=BATCH), rng.integers(3, size=BATCH)]
+    return np.stack(columns, axis=-1)
+
+
+def with_gaps(values):
+    """Without one entry of each example, another one each time."""
+
+    def incomplete(rng, shape):
+        x = values(rng, shape).astype(float)
+        x.reshape(len(x), -1)[np.arange(len(x)), np.arange(len(x)) % x[0].size] = np.nan
+        return x
+
+    return incomplete
 
 
 def reals(rng, shape):
@@ -165,6 +299,20 @@ def simplex(rng, shape):
 
 def one_hot(rng, shape):
     return np.eye(shape[-1])[rng.integers(0, shape[-1], size=shape[:-1])]
+
+
+def made(argument):
+    """An argument, with the blocks in it made: under the policy of the moment."""
+    if isinstance(argument, dict):
+        return {name: made(item) for name, item in argument.items()}
+    return argument() if isinstance(argument, partial) else argument
+
+
+class Composite(partial):
+    """A class with its arguments, some of which are blocks that are yet to be made."""
+
+    def __call__(self, **kwargs):
+        return self.func(*map(made, self.args), **self.keywords, **kwargs)
 
 
 class Block(NamedTuple):
@@ -294,17 +442,107 @@ TABLE = {
         integers(6),
         entries(2, negative_binomial),
     ),
-    "Gamma": Block(partial(DistributionLayer, "Gamma", 3), (3,), 6, positive, entries(2, gamma)),
+    "Gamma": Block(partial(likelihoods.Gamma, 3), (3,), 6, positive, entries(2, gamma)),
     "StudentT": Block(
-        partial(DistributionLayer, "StudentT", 3, df=4.0), (3,), 6, reals, entries(2, student_t)
+        partial(likelihoods.StudentT, 3, df=4.0), (3,), 6, reals, entries(2, student_t)
+    ),
+    "StudentT, learned": Block(
+        partial(likelihoods.StudentT, 2), (2,), 6, reals, entries(3, student_t_learned)
+    ),
+    # With both of them learned, draws may be so near to 1 that they are 1.
+    "Beta": Block(
+        partial(likelihoods.Beta, 3, concentration0=2.0), (3,), 3, fractions, entries(1, beta)
+    ),
+    "LogNormal": Block(
+        partial(likelihoods.LogNormal, 3), (3,), 6, positive, entries(2, log_normal)
+    ),
+    "Ordinal": Block(
+        partial(likelihoods.Ordinal, 2, num_classes=3), (2,), 6, integers(3), ordinal(3)
+    ),
+    "Multinomial": Block(
+        partial(likelihoods.Multinomial, 3, total_count=5), (3,), 3, counts_of(5), multinomial(5)
+    ),
+    "DirichletMultinomial": Block(
+        partial(likelihoods.DirichletMultinomial, 3, total_count=5),
+        (3,),
+        3,
+        counts_of(5),
+        dirichlet_multinomial(5),
+    ),
+    "NegativeBinomial, mean and dispersion": Block(
+        partial(likelihoods.NegativeBinomial, 3), (3,), 6, integers(6), entries(2, mean_dispersion)
+    ),
+    "DiscretizedLogistic": Block(
+        partial(likelihoods.DiscretizedLogistic, 3),
+        (3,),
+        6,
+        integers(256),
+        entries(2, discretized_logistic(256)),
+    ),
+    "MixtureOf, by entry": Block(
+        Composite(likelihoods.MixtureOf, partial(likelihoods.DiscretizedLogistic), 3, (2, 2, 1)),
+        (2, 2, 1),
+        36,
+        integers(256),
+        mixture_of_entries(3, 2, discretized_logistic(256)),
+    ),
+    "MixtureOf, whole": Block(
+        Composite(likelihoods.MixtureOf, partial(likelihoods.Normal, 3), 2),
+        (3,),
+        14,
+        reals,
+        mixture_of_vectors(2, 2, normal),
+    ),
+    "ZeroInflated": Block(
+        Composite(likelihoods.ZeroInflated, partial(likelihoods.NegativeBinomial, 3)),
+        (3,),
+        9,
+        integers(3),
+        entries(3, zero_inflated(mean_dispersion)),
+    ),
+    "Columns": Block(
+        Composite(
+            likelihoods.Columns,
+            {
+                "height": partial(likelihoods.Normal),
+                "visits": partial(likelihoods.Poisson),
+                "colour": partial(likelihoods.Categorical, num_classes=3),
+            },
+        ),
+        (3,),
+        6,
+        row,
+        table_row,
+    ),
+    "Masked": Block(
+        Composite(likelihoods.Masked, partial(likelihoods.Normal, (3, 1))),
+        (3, 1),
+        6,
+        with_gaps(reals),
+        entries(2, observed(normal)),
+    ),
+    "Masked Columns": Block(
+        Composite(
+            likelihoods.Masked,
+            Composite(
+                likelihoods.Columns,
+                {
+                    "height": partial(likelihoods.Normal),
+                    "visits": partial(likelihoods.Poisson),
+                    "colour": partial(likelihoods.Categorical, num_classes=3),
+                },
+            ),
+        ),
+        (3,),
+        6,
+        with_gaps(row),
+        table_row,
     ),
     "Dirichlet": Block(partial(DistributionLayer, "Dirichlet", 3), (3,), 3, simplex, dirichlet),
     "OneHotCategorical": Block(
-        partial(DistributionLayer, "OneHotCategorical", 4), (4,), 4, one_hot, one_hot_categorical
+        partial(likelihoods.OneHotCategorical, 4), (4,), 4, one_hot, one_hot_categorical
     ),
-    "Laplace": Block(
-        partial(DistributionLayer, "Laplace", (2, 3)), (2, 3), 12, reals, entries(2, laplace)
-    ),
+    "Laplace": Block(partial(likelihoods.Laplace, (2, 3)), (2, 3), 12, reals, entries(2, laplace)),
     "MultivariateNormalTriL": Block(
         partial(DistributionLayer, "MultivariateNormalTriL", 3), (3,), 9, reals, multivariate_normal
     ),
@@ -359,7 +597,8 @@ def test_every_public_block_is_in_the_table():
 
 def test_params_size_of_class_and_layer(block, rng):
     layer = block.make()
-    assert block.cls.params_size(*block.make.args, **block.make.keywords) == block.params_size
+    arguments = map(made, block.make.args)
+    assert block.cls.params_size(*arguments, **block.make.keywords) == block.params_size
     assert layer.params_size == block.params_size
     if block.is_prior:
         assert sum(weight.shape.num_elements() for weight in layer.weights) == block.params_size
@@ -964,12 +1203,25 @@ VALUES = {
     "Binomial": (likelihoods.Binomial, {"total_count": 16}, [[0, 16, 7]]),
     "Normal": (likelihoods.Normal, {}, [[-1e6, 0.5, 255.0]]),
     "Poisson": (likelihoods.Poisson, {}, [[0, 3, 100_000]]),
-    "Gamma": (DistributionLayer, {"distribution": "Gamma"}, [[1e-3, 1.0, 1e4]]),
+    "Gamma": (likelihoods.Gamma, {}, [[1e-3, 1.0, 1e4]]),
     "NegativeBinomial": (DistributionLayer, {"distribution": "NegativeBinomial"}, [[0, 3, 1000]]),
+    "NegativeBinomial, mean and dispersion": (likelihoods.NegativeBinomial, {}, [[0, 3, 1000]]),
+    "StudentT": (likelihoods.StudentT, {}, [[-1e6, 0.5, 255.0]]),
+    "Laplace": (likelihoods.Laplace, {}, [[-1e6, 0.5, 255.0]]),
+    "Beta": (likelihoods.Beta, {}, [[1e-3, 0.25, 0.999]]),
+    "LogNormal": (likelihoods.LogNormal, {}, [[1e-3, 1.0, 1e4]]),
+    "Ordinal": (likelihoods.Ordinal, {"num_classes": 4}, [[0, 3, 2], [1, 1, 0]]),
+    "Multinomial": (likelihoods.Multinomial, {"total_count": 4}, [[0, 3, 1], [4, 0, 0]]),
+    "DirichletMultinomial": (
+        likelihoods.DirichletMultinomial,
+        {"total_count": 4},
+        [[0, 3, 1], [4, 0, 0]],
+    ),
+    "DiscretizedLogistic": (likelihoods.DiscretizedLogistic, {}, [[0, 1, 255], [128, 3, 0]]),
     "Dirichlet": (DistributionLayer, {"distribution": "Dirichlet"}, [[0.2, 0.3, 0.5]]),
     "OneHotCategorical": (
-        DistributionLayer,
-        {"distribution": "OneHotCategorical"},
+        likelihoods.OneHotCategorical,
+        {},
         [[0, 1, 0], [0, 0, 1]],
     ),
     # Whether these accept a value is for their learned parameters to say.
@@ -1088,9 +1340,34 @@ OUTSIDE = {
     "K for Categorical": (likelihoods.Categorical(3, num_classes=4), [[0, 1, 4]], "from 0 to 4"),
     "-1 for Categorical": (likelihoods.Categorical(3, num_classes=4), [[0, 1, -1]], "negative"),
     "0.5 for Categorical": (likelihoods.Categorical(3, num_classes=4), [[0, 1, 0.5]], "outside"),
-    "-1 for Gamma": (DistributionLayer("Gamma", 3), [[1, -1, 2]], "from -1 to 2"),
+    "-1 for Gamma": (likelihoods.Gamma(3), [[1, -1, 2]], "from -1 to 2"),
     "-1 for NegativeBinomial": (DistributionLayer("NegativeBinomial", 3), [[1, -1, 2]], "from -1"),
     "0.5 for NegativeBinomial": (DistributionLayer("NegativeBinomial", 3), [[1, 0.5, 2]], "0.5"),
+    "-1 for the mean and dispersion": (likelihoods.NegativeBinomial(3), [[1, -1, 2]], "from -1"),
+    "0.5 for the mean and dispersion": (likelihoods.NegativeBinomial(3), [[1, 0.5, 2]], "0.5"),
+    "K for Ordinal": (likelihoods.Ordinal(3, num_classes=4), [[0, 1, 4]], "from 0 to 4"),
+    "0.5 for Ordinal": (likelihoods.Ordinal(3, num_classes=4), [[0, 1, 0.5]], "outside"),
+    "grey levels scaled to [0, 1]": (
+        likelihoods.DiscretizedLogistic(3),
+        [[0, 0.5, 1]],
+        r"wanted whole grey levels 0\.\.255",
+    ),
+    "256 for DiscretizedLogistic": (
+        likelihoods.DiscretizedLogistic(3),
+        [[0, 1, 256]],
+        r"wanted whole grey levels 0\.\.255",
+    ),
+    "0.5 for MixtureOf": (
+        likelihoods.MixtureOf(likelihoods.Poisson(), 2, event_shape=3),
+        [[0, 0.5, 3]],
+        "fraction",
+    ),
+    "-1 for ZeroInflated": (
+        likelihoods.ZeroInflated(likelihoods.Poisson(3)),
+        [[0, -1, 3]],
+        "from -1 to 3",
+    ),
+    "-1 for Masked": (likelihoods.Masked(likelihoods.Poisson(3)), [[0, -1, 3]], "from -1 to 3"),
     "no sum of one for Dirichlet": (DistributionLayer("Dirichlet", 3), [[0.2, 0.2, 0.5]], "sum"),
     "two hot": (DistributionLayer("OneHotCategorical", 3), [[0, 1, 1]], "outside the support"),
     "between outcomes": (
@@ -1184,8 +1461,14 @@ SUPPORTS = {
         lambda x: whole(x) & (x >= 0) & (x <= 16),
     ),
     "Poisson": (likelihoods.Poisson, {}, (0, 99), lambda x: whole(x) & (x >= 0)),
+    "DiscretizedLogistic": (
+        likelihoods.DiscretizedLogistic,
+        {},
+        (0, 255),
+        lambda x: whole(x) & (x >= 0) & (x < 256),
+    ),
     "Normal": (likelihoods.Normal, {}, (-99, 99), np.isfinite),
-    "Gamma": (DistributionLayer, {"distribution": "Gamma"}, (1, 99), lambda x: x > 0),
+    "Gamma": (likelihoods.Gamma, {}, (1, 99), lambda x: x > 0),
 }
 ANYTHING = st.one_of(
     st.integers(-16, 160).map(lambda eighths: eighths / 8),
@@ -1198,7 +1481,7 @@ ANYTHING = st.one_of(
 @given(data=st.data())
 def test_check_values_accepts_exactly_the_support(name, data):
     make, kwargs, (low, high), inside = SUPPORTS[name]
-    whole_numbers = name in ("Categorical", "Binomial", "Poisson")
+    whole_numbers = name not in ("Bernoulli", "ContinuousBernoulli", "Normal", "Gamma")
     elements = st.integers(low, high).map(lambda n: float(n) if whole_numbers else n / 8)
     shape = (data.draw(st.integers(1, 4)), 3)
     x = data.draw(hnp.arrays(np.float32, shape, elements=elements))

@@ -338,6 +338,34 @@ def test_what_does_not_depend_on_x_is_reported_as_the_likelihood_takes_it():
     )
 
 
+PREDICTIONS = {
+    "Bernoulli": (lambda: likelihoods.Bernoulli(), [0.0, 1.0], [0.5, 0.8]),
+    "Categorical": (lambda: likelihoods.Categorical(num_classes=3), [2.0, 2.0], [2, 2]),
+    "Ordinal": (lambda: likelihoods.Ordinal(num_classes=3), [0.0, 2.0], [0, 2]),
+    "Ordinal of one grade": (lambda: likelihoods.Ordinal(num_classes=3), [2.0, 2.0], [2, 2]),
+    "OneHotCategorical": (lambda: likelihoods.OneHotCategorical(2), np.eye(2), np.eye(2)),
+    "StudentT": (lambda: likelihoods.StudentT(df=4.0, scale=0.1), [1.0, 3.0], [1.0, 3.0]),
+    "Poisson": (lambda: likelihoods.Poisson(), [1.0, 6.0], [1.0, 6.0]),
+}
+
+
+@pytest.mark.parametrize("name", PREDICTIONS)
+def test_what_predict_returns(name):
+    """The mean of each of two groups, or the class."""
+    make, values, expected = PREDICTIONS[name]
+    x = np.repeat([[0.0], [1.0]], 200, axis=0)
+    y = np.repeat(np.array(values), 200, axis=0)
+    if name == "Bernoulli":
+        y = np.tile([0, 1], 200)
+        y[200:] = np.tile([0, 1, 1, 1, 1], 40)
+    prior = None if "Ordinal" in name else priors.Prior("Normal", loc=0.0, scale=10.0)
+    model = BayesianRegression(make(), prior, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of one class only
+        model.fit(x, y, steps=100, verbose=0)
+    np.testing.assert_allclose(model.predict([[0.0], [1.0]]), expected, rtol=0.05, atol=0.05)
+
+
 def test_two_parameters_that_depend_on_x(rng):
     """Noise that grows with x: a second predictor for the scale."""
     x = rng.normal(size=(2000, 1))
@@ -772,6 +800,13 @@ def test_mistakes_are_named(name):
     make, message = MISTAKES[name]
     with pytest.raises((TypeError, ValueError), match=message):
         make()
+
+
+def test_a_loss_that_becomes_nan_is_an_error(linear_data):
+    model = BayesianRegression(likelihoods.Poisson(), seed=0)
+    model.compile(keras.optimizers.SGD(1e9))
+    with pytest.raises(FloatingPointError, match="loss: got NaN or infinite values on the way"):
+        model.fit(linear_data[0], [1.0, 2.0, 3.0] * 20, steps=20, verbose=0)
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ class Block(tfp.layers.DistributionLambda):
         """The layer that a configuration describes."""
         del custom_objects  # Keras has put them into scope.
         made = {
-            name: keras.saving.deserialize_keras_object(config[name])
+            name: _deserialized(config[name])
             for name in ("activity_regularizer", *cls.parts)
             if name in config
         }
@@ -263,6 +263,13 @@ class Block(tfp.layers.DistributionLambda):
                 f"parameters has events of shape {tuple(distribution.event_shape)} and a batch of "
                 f"shape {tuple(distribution.batch_shape)}"
             )
+
+
+def _deserialized(config: Any) -> Any:
+    """The object, or the list of objects, that a configuration describes."""
+    if isinstance(config, (list, tuple)):  # Which a SavedModel does not resolve by itself.
+        return [_deserialized(item) for item in config]
+    return keras.saving.deserialize_keras_object(config)
 
 
 def independent(distribution: Any, ndims: int, **kwargs: Any) -> Any:

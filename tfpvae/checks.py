@@ -156,7 +156,7 @@ def _refusal(layer: Any, values: np.ndarray) -> str | None:
 def _elementwise(layer: Any) -> bool:
     """Whether every number of an event is scored by itself."""
     distribution = layer.new(tf.zeros([layer.params_size], layer.dtype))
-    while isinstance(distribution, tfd.Independent):
+    while hasattr(distribution, "reinterpreted_batch_ndims"):  # tfd.Independent
         distribution = distribution.distribution
     return distribution.event_shape.rank == 0 and not isinstance(distribution, tfd.FiniteDiscrete)
 

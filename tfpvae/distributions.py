@@ -1,58 +1,32 @@
 """Distributions that TFP lacks, in TFP's own form."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-tfd = tfp.distributions
+tfb, tfd = tfp.bijectors, tfp.distributions
 
 
-class Missing(tfp.distributions.Distribution):
-    r"""Another distribution, of values that may be missing: a NaN has log density 0.
+class _Derived(tfp.distributions.Distribution):
+    """A distribution that is another one but for what a subclass overrides."""
 
-    $$ \log p(x) = \begin{cases} 0 & \text{if a number of } x \text{ is NaN} \\
-       \log f(x) & \text{otherwise} \end{cases} $$
-
-    So the log density of many independent values is that of the ones that were observed, their
-    marginal likelihood. Draws and moments are those of the other distribution, which is that of
-    missing values given the parameters.
-
-    Args:
-      distribution: the other distribution f. An event of several numbers is missing as a whole.
-      placeholder: values `[*batch, *event]` of f's support, which stand where NaN stood while f is
-        evaluated: a NaN that is merely masked afterwards would come back in the gradient.
-      validate_args: as in TFP.
-      allow_nan_stats: as in TFP.
-      name: as in TFP.
-
-    Source: Mattei and Frellsen, "MIWAE: Deep Generative Modelling and Imputation of Incomplete
-    Data Sets", 2019.
-    """
-
-    def __init__(
-        self,
-        distribution: Any,
-        placeholder: Any,
-        validate_args: bool = False,
-        allow_nan_stats: bool = True,
-        name: str = "Missing",
-    ) -> None:
-        parameters = dict(locals())
-        self._distribution, self._placeholder = distribution, placeholder
-        dtype = distribution.dtype
+    def __init__(self, distribution: Any, dtype: Any, parameters: dict[str, Any]) -> None:
+        self._distribution = distribution
         super().__init__(
-            dtype=dtype if dtype.is_floating else tf.float32,  # NaN is a floating-point number.
-            reparameterization_type=distribution.reparameterization_type,
-            validate_args=validate_args,
-            allow_nan_stats=allow_nan_stats,
+            dtype=dtype,
+            reparameterization_type=tfd.NOT_REPARAMETERIZED,
+            validate_args=parameters["validate_args"],
+            allow_nan_stats=parameters["allow_nan_stats"],
             parameters=parameters,
-            name=name,
+            name=parameters["name"],
         )
 
     @property
     def distribution(self) -> Any:
-        """The distribution of the values that are there."""
+        """The other distribution."""
         return self._distribution
 
     def _batch_shape(self) -> Any:
@@ -68,47 +42,477 @@ class Missing(tfp.distributions.Distribution):
         return self.distribution.event_shape_tensor()
 
     def _log_prob(self, x: Any) -> Any:
-        event_axes = range(-self.event_shape.rank, 0)
-        observed = tf.reduce_all(~tf.math.is_nan(x), axis=event_axes)
-        there = tf.reduce_all(~tf.math.is_nan(x), axis=event_axes, keepdims=True)
-        filled = tf.where(there, x, tf.cast(self._placeholder, x.dtype))
-        log_prob = self.distribution.log_prob(tf.cast(filled, self.distribution.dtype))
-        return tf.where(observed, log_prob, tf.zeros([], log_prob.dtype))
+        return self.distribution.log_prob(tf.cast(x, self.distribution.dtype))
 
     def _sample_n(self, n: Any, seed: Any = None) -> Any:
         return tf.cast(self.distribution.sample(n, seed=seed), self.dtype)
 
     def _mean(self) -> Any:
-        return tf.cast(self.distribution.mean(), self.dtype)
+        return self.distribution.mean()
 
     def _mode(self) -> Any:
         return tf.cast(self.distribution.mode(), self.dtype)
 
-    def _stddev(self) -> Any:
-        return tf.cast(self.distribution.stddev(), self.dtype)
+    def _variance(self) -> Any:
+        return self.distribution.variance()
+
+
+class Missing(_Derived):
+    r"""Another distribution, of values that may be missing: a NaN has log density 0.
+
+    $$ \log p(x) = \begin{cases} 0 & \text{if } x \text{ is NaN} \\
+       \log f(x) & \text{otherwise} \end{cases} $$
+
+    So the log density of many independent values is that of the ones that were observed, their
+    marginal likelihood. Draws and moments are those of the other distribution, which is that of
+    missing values given the parameters. An event of several numbers is missing as a whole.
+
+    Args:
+      distribution: the other distribution f.
+      placeholder: values `[*batch, *event]` of f's support, which stand where NaN stood while f is
+        evaluated: a NaN that is merely masked afterwards would come back in the gradient.
+      dtype: of x, whatever that of f: NaN is a floating-point number.
+      validate_args: as in TFP.
+      allow_nan_stats: as in TFP.
+      name: as in TFP.
+
+    Source: Mattei and Frellsen, "MIWAE: Deep Generative Modelling and Imputation of Incomplete
+    Data Sets", 2019.
+    """
+
+    def __init__(
+        self,
+        distribution: Any,
+        placeholder: Any,
+        dtype: Any = tf.float32,
+        validate_args: bool = False,
+        allow_nan_stats: bool = True,
+        name: str = "Missing",
+    ) -> None:
+        parameters = dict(locals())
+        self._placeholder = placeholder
+        super().__init__(distribution, dtype, parameters)
+
+    def _log_prob(self, x: Any) -> Any:
+        x = tf.cast(x, self.dtype)
+        axes = list(range(-self.event_shape.rank, 0))
+        whole = tf.reduce_any(tf.math.is_nan(x), axes, keepdims=True)
+        log_prob = super()._log_prob(tf.where(whole, tf.cast(self._placeholder, self.dtype), x))
+        missing = tf.reduce_any(tf.math.is_nan(x), axes)
+        return tf.where(missing, tf.zeros([], log_prob.dtype), log_prob)
+
+
+class NegativeBinomial(_Derived):
+    r"""The negative binomial distribution by its mean m and its dispersion d.
+
+    $$ p(x) = \frac{\Gamma(x + r)}{x!\ \Gamma(r)} \Bigl(\frac{r}{r + m}\Bigr)^r
+       \Bigl(\frac{m}{r + m}\Bigr)^x, \qquad r = 1 / d, \qquad \mathrm{Var}\,x = m + d m^2 $$
+
+    Args:
+      mean: the mean, positive.
+      dispersion: what the variance has beyond that of a Poisson, positive.
+      validate_args: as in TFP.
+      allow_nan_stats: as in TFP.
+      name: as in TFP.
+    """
+
+    def __init__(
+        self,
+        mean: Any,
+        dispersion: Any,
+        validate_args: bool = False,
+        allow_nan_stats: bool = True,
+        name: str = "NegativeBinomial",
+    ) -> None:
+        parameters = dict(locals())
+        mean, dispersion = _tensors(mean, dispersion)
+        if validate_args:
+            tf.debugging.assert_positive(mean, "the mean has to be positive")
+            tf.debugging.assert_positive(dispersion, "the dispersion has to be positive")
+        self._location, self._dispersion = mean, dispersion
+        distribution = tfd.NegativeBinomial(
+            total_count=1 / dispersion,
+            logits=tf.math.log(mean) + tf.math.log(dispersion),
+            require_integer_total_count=False,
+            validate_args=validate_args,
+        )
+        super().__init__(distribution, distribution.dtype, parameters)
+
+    @classmethod
+    def _parameter_properties(cls, dtype: Any, num_classes: Any = None) -> Any:
+        low = tf.as_dtype(dtype).as_numpy_dtype(1e-6)  # Where it is next to a Poisson.
+        return {
+            "mean": _positive(tfb.Exp),
+            "dispersion": _positive(lambda: tfb.Softplus(low=low)),
+        }
+
+    def _mean(self) -> Any:
+        return tf.broadcast_to(self._location, self.batch_shape_tensor())
 
     def _variance(self) -> Any:
-        return tf.cast(self.distribution.variance(), self.dtype)
-
-    def _entropy(self) -> Any:
-        return self.distribution.entropy()
+        return self._location + self._dispersion * self._location**2
 
 
-def leaves(distribution: Any) -> list[Any]:
-    """The distributions that a distribution of independent parts is made of."""
-    found: list[Any] = []
+class OrderedLogistic(tfp.distributions.OrderedLogistic):
+    r"""`tfd.OrderedLogistic` with finite log probabilities far from the location, too.
 
-    def note(leaf: Any) -> Any:
-        found.append(leaf)
-        return leaf
+    $$ p(k) = \operatorname{sigmoid}(c_k - \mu) - \operatorname{sigmoid}(c_{k-1} - \mu) $$
+    """
 
-    replace_leaves(distribution, note)
-    return found
+    def categorical_log_probs(self) -> Any:
+        """Log probabilities of the grades, `[..., K]`."""
+        cutpoints = self.cutpoints - self.loc[..., None]
+        # Cutpoints that rounding makes equal leave a probability of next to nothing, not of nothing.
+        steps = tf.maximum(cutpoints[..., 1:] - cutpoints[..., :-1], 1e-30)
+        inner = tfp.math.log1mexp(steps)
+        # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)): nothing cancels.
+        end = tf.zeros_like(cutpoints[..., :1])
+        below = tf.concat([tf.math.log_sigmoid(cutpoints), end], -1)
+        above = tf.concat([end, tf.math.log_sigmoid(-cutpoints)], -1)
+        return below + above + tf.concat([end, inner, end], -1)
 
 
-def replace_leaves(distribution: Any, function: Any) -> Any:
-    """The distribution with each of its independent parts replaced by a function of it."""
-    if isinstance(distribution, tfd.Independent):
-        inner = replace_leaves(distribution.distribution, function)
-        return tfd.Independent(inner, distribution.reinterpreted_batch_ndims)
-    return function(distribution)
+class DiscretizedLogistic(tfp.distributions.Distribution):
+    r"""A logistic variable on the scale [-1, 1], rounded to the nearest of L grey levels.
+
+    $$ p(x) = F(v_x + h) - F(v_x - h), \qquad F(v) = \operatorname{sigmoid}\frac{v - \mu}{s},
+       \qquad v_x = \frac{2x}{L - 1} - 1, \qquad h = \frac{1}{L - 1} $$
+
+    and the level 0 has all that is below it, the level L - 1 all that is above.
+
+    Args:
+      loc: location μ of the logistic variable.
+      scale: its scale s.
+      num_levels: the number L of grey levels, numbered from 0.
+      validate_args: as in TFP.
+      allow_nan_stats: as in TFP.
+      name: as in TFP.
+
+    Source: Salimans, Karpathy, Chen and Kingma, "PixelCNN++: Improving the PixelCNN with
+    Discretized Logistic Mixture Likelihood and Other Modifications", 2017.
+    """
+
+    def __init__(
+        self,
+        loc: Any,
+        scale: Any,
+        num_levels: int = 256,
+        validate_args: bool = False,
+        allow_nan_stats: bool = True,
+        name: str = "DiscretizedLogistic",
+    ) -> None:
+        parameters = dict(locals())
+        self._loc, self._scale = _tensors(loc, scale)
+        if validate_args:
+            tf.debugging.assert_positive(self._scale, "the scale has to be positive")
+        self._num_levels = num_levels
+        super().__init__(
+            dtype=self._loc.dtype,
+            reparameterization_type=tfd.NOT_REPARAMETERIZED,
+            validate_args=validate_args,
+            allow_nan_stats=allow_nan_stats,
+            parameters=parameters,
+            name=name,
+        )
+
+    @classmethod
+    def _parameter_properties(cls, dtype: Any, num_classes: Any = None) -> Any:
+        low = tf.as_dtype(dtype).as_numpy_dtype(math.exp(-7))  # As in the paper's code.
+        return {
+            "loc": tfp.util.ParameterProperties(),
+            "scale": _positive(lambda: tfb.Softplus(low=low)),
+        }
+
+    def _batch_shape(self) -> Any:
+        return tf.broadcast_static_shape(self._loc.shape, self._scale.shape)
+
+    def _batch_shape_tensor(self) -> Any:
+        return tf.broadcast_dynamic_shape(tf.shape(self._loc), tf.shape(self._scale))
+
+    def _event_shape(self) -> Any:
+        return tf.TensorShape([])
+
+    def _event_shape_tensor(self) -> Any:
+        return tf.zeros([0], tf.int32)
+
+    def _borders(self, x: Any) -> tuple[Any, Any]:
+        """Where the interval of level x begins and ends, in scales from the location."""
+        half = 1 / (self._num_levels - 1)
+        distance = 2 * half * x - 1 - self._loc
+        return (distance - half) / self._scale, (distance + half) / self._scale
+
+    def _log_prob(self, x: Any) -> Any:
+        x = tf.cast(x, self.dtype)
+        lower, upper = self._borders(x)
+        below, above = tf.math.log_sigmoid(upper), tf.math.log_sigmoid(-lower)
+        # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)): nothing cancels.
+        width = 2 / ((self._num_levels - 1) * self._scale)
+        inside = below + above + tfp.math.log1mexp(width)
+        return tf.where(x <= 0, below, tf.where(x >= self._num_levels - 1, above, inside))
+
+    def _sample_n(self, n: Any, seed: Any = None) -> Any:
+        return self._nearest(tfd.Logistic(self._loc, self._scale).sample(n, seed=seed))
+
+    def _nearest(self, value: Any) -> Any:
+        """The grey level nearest to a number on the scale [-1, 1]."""
+        last = self._num_levels - 1
+        return tf.clip_by_value(tf.round((value + 1) * (last / 2)), 0, last)
+
+    def _mean(self) -> Any:
+        return self._sum_over_levels(1, lambda level: tf.sigmoid(-self._borders(level)[0]))
+
+    def _variance(self) -> Any:
+        mean = self._mean()
+        return self._sum_over_levels(
+            0, lambda level: (level - mean) ** 2 * tf.exp(self._log_prob(level))
+        )
+
+    def _mode(self) -> Any:
+        """The level nearest to the location, or one of the two ends."""
+        mode = self._nearest(self._loc + tf.zeros_like(self._scale))
+        for end in (0, self._num_levels - 1):
+            end = tf.fill(tf.shape(mode), tf.cast(end, self.dtype))
+            mode = tf.where(self._log_prob(end) > self._log_prob(mode), end, mode)
+        return mode
+
+    def _sum_over_levels(self, first: int, function: Callable[[Any], Any]) -> Any:
+        """The sum of a function over the levels, one at a time: all at once fill the memory."""
+        _, total = tf.while_loop(
+            lambda level, total: level < self._num_levels,
+            lambda level, total: (level + 1, total + function(tf.cast(level, self.dtype))),
+            (first, tf.zeros_like(self._loc + self._scale)),
+            maximum_iterations=self._num_levels - first,
+        )
+        return total
+
+    def _sample_control_dependencies(self, x: Any) -> Any:
+        if not self.validate_args:
+            return []
+        x, last = tf.cast(x, self.dtype), self._num_levels - 1
+        message = f"wanted whole grey levels 0..{last}"
+        return [tf.debugging.assert_equal(x, tf.clip_by_value(tf.round(x), 0, last), message)]
+
+
+class Mixture(_Derived):
+    r"""A mixture of distributions of one family, `tfd.MixtureSameFamily` with a mode.
+
+    $$ p(x) = \sum_k \operatorname{softmax}(t)_k\ f_k(x) $$
+
+    The mode is sought among those of the components: it is the one that the mixture finds the most
+    probable.
+
+    Args:
+      logits: the numbers t `[*batch, K]`.
+      components: the distributions f, batch `[*batch, K]`.
+      validate_args: as in TFP.
+      allow_nan_stats: as in TFP.
+      name: as in TFP.
+    """
+
+    def __init__(
+        self,
+        logits: Any,
+        components: Any,
+        validate_args: bool = False,
+        allow_nan_stats: bool = True,
+        name: str = "Mixture",
+    ) -> None:
+        parameters = dict(locals())
+        self._logits, self._components = logits, components
+        distribution = tfd.MixtureSameFamily(
+            tfd.Categorical(logits=logits), components, validate_args=validate_args
+        )
+        super().__init__(distribution, distribution.dtype, parameters)
+
+    def _average(self, values: Any) -> Any:
+        """The mean over the components of `[*batch, K, *event]`."""
+        # TensorFlow's own softmax refuses six axes on some machines.
+        weights = tf.exp(tf.math.log_softmax(self._logits))
+        for _ in self.event_shape:
+            weights = weights[..., None]
+        return tf.reduce_sum(weights * values, axis=-1 - self.event_shape.rank)
+
+    def _mean(self) -> Any:
+        return self._average(self._components.mean())
+
+    def _variance(self) -> Any:
+        mean = tf.expand_dims(self._mean(), -1 - self.event_shape.rank)
+        spread = (self._components.mean() - mean) ** 2
+        return self._average(self._components.variance() + spread)
+
+    def _mode(self) -> Any:
+        modes = self._components.mode()  # [*batch, K, *event]
+        axis = modes.shape.rank - self.event_shape.rank - 1
+        order = [axis, *(i for i in range(modes.shape.rank) if i != axis)]
+        log_prob = self.log_prob(tf.transpose(modes, order))  # [K, *batch]
+        return tf.gather(modes, tf.argmax(log_prob, axis=0), axis=axis, batch_dims=axis)
+
+
+class ZeroInflated(_Derived):
+    r"""Another distribution of counts, with an extra probability π of zero.
+
+    $$ p(x) = \pi\,[x = 0] + (1 - \pi)\, f(x), \qquad \pi = \operatorname{sigmoid}(t) $$
+
+    (The logits of `tfd.Inflated` count twice: there π is the sigmoid of 2t.)
+
+    Args:
+      distribution: the other distribution f, of single numbers.
+      logits: the numbers t, of the shape of f's batch.
+      validate_args: as in TFP.
+      allow_nan_stats: as in TFP.
+      name: as in TFP.
+
+    Source: Lambert, "Zero-Inflated Poisson Regression, with an Application to Defects in
+    Manufacturing", 1992.
+    """
+
+    def __init__(
+        self,
+        distribution: Any,
+        logits: Any,
+        validate_args: bool = False,
+        allow_nan_stats: bool = True,
+        name: str = "ZeroInflated",
+    ) -> None:
+        parameters = dict(locals())
+        self._logits = logits
+        super().__init__(distribution, distribution.dtype, parameters)
+
+    def _log_prob(self, x: Any) -> Any:
+        counted = tf.math.log_sigmoid(-self._logits) + super()._log_prob(x)
+        zero = tfp.math.log_add_exp(tf.math.log_sigmoid(self._logits), counted)
+        return tf.where(x == 0, zero, counted)
+
+    def _sample_n(self, n: Any, seed: Any = None) -> Any:
+        first, second = tfp.random.split_seed(seed, salt="ZeroInflated")
+        empty = tfd.Bernoulli(logits=self._logits, dtype=tf.bool).sample(n, seed=first)
+        counts = self.distribution.sample(n, seed=second)
+        return tf.where(empty, tf.zeros([], self.dtype), counts)
+
+    def _mean(self) -> Any:
+        return tf.sigmoid(-self._logits) * self.distribution.mean()
+
+    def _variance(self) -> Any:
+        mean, variance = self.distribution.mean(), self.distribution.variance()
+        inflation = tf.sigmoid(self._logits)
+        return (1 - inflation) * (variance + inflation * mean**2)
+
+    def _mode(self) -> Any:
+        mode = self.distribution.mode()
+        zero = tf.zeros_like(mode)
+        return tf.where(self._log_prob(zero) >= self._log_prob(mode), zero, mode)
+
+
+class Concatenated(tfp.distributions.Distribution):
+    r"""Independent variables of any kind, one after the other in one vector.
+
+    $$ p(x) = \prod_j f_j(x_j), \qquad x = (x_1, x_2, \dots) $$
+
+    Args:
+      distributions: the distributions f of the parts, all of one batch shape.
+      dtype: of x. Parts of integers take theirs as floating-point numbers, too.
+      validate_args: as in TFP.
+      allow_nan_stats: as in TFP.
+      name: as in TFP.
+    """
+
+    def __init__(
+        self,
+        distributions: Any,
+        dtype: Any = tf.float32,
+        validate_args: bool = False,
+        allow_nan_stats: bool = True,
+        name: str = "Concatenated",
+    ) -> None:
+        parameters = dict(locals())
+        self._distributions = list(distributions)
+        super().__init__(
+            dtype=dtype,
+            reparameterization_type=tfd.NOT_REPARAMETERIZED,
+            validate_args=validate_args,
+            allow_nan_stats=allow_nan_stats,
+            parameters=parameters,
+            name=name,
+        )
+
+    @property
+    def distributions(self) -> list[Any]:
+        """The distributions of the parts."""
+        return list(self._distributions)
+
+    def join(self, values: Any) -> Any:
+        """One vector `[..., *batch, D]` of a value `[..., *batch, *event]` of each part."""
+        joined = []
+        for part, value in zip(self._distributions, values, strict=True):
+            lead = value.shape.rank - part.event_shape.rank
+            value = tf.reshape(value, tf.concat([tf.shape(value)[:lead], [_size(part)]], 0))
+            joined.append(tf.cast(value, self.dtype))
+        return tf.concat(joined, -1)
+
+    def _batch_shape(self) -> Any:
+        return self._distributions[0].batch_shape
+
+    def _batch_shape_tensor(self) -> Any:
+        return self._distributions[0].batch_shape_tensor()
+
+    def _event_shape(self) -> Any:
+        return tf.TensorShape([sum(map(_size, self._distributions))])
+
+    def _event_shape_tensor(self) -> Any:
+        return tf.constant(self._event_shape(), tf.int32)
+
+    def _log_prob(self, x: Any) -> Any:
+        pieces = tf.split(tf.cast(x, self.dtype), list(map(_size, self._distributions)), axis=-1)
+        log_prob = tf.zeros([], self.dtype)
+        for part, piece in zip(self._distributions, pieces, strict=True):
+            value = tf.reshape(piece, tf.concat([tf.shape(piece)[:-1], part.event_shape], 0))
+            value.set_shape(piece.shape[:-1] + part.event_shape)
+            log_prob += part.log_prob(tf.cast(value, part.dtype))
+        return log_prob
+
+    def _sample_n(self, n: Any, seed: Any = None) -> Any:
+        seeds = tfp.random.split_seed(seed, len(self._distributions), salt="Concatenated")
+        parts = zip(self._distributions, seeds, strict=True)
+        return self.join([part.sample(n, seed=seed) for part, seed in parts])
+
+    def _mean(self) -> Any:
+        return self.join([part.mean() for part in self._distributions])
+
+    def _mode(self) -> Any:
+        return self.join([part.mode() for part in self._distributions])
+
+    def _variance(self) -> Any:
+        return self.join([part.variance() for part in self._distributions])
+
+
+def leaf(distribution: Any) -> Any:
+    """The distribution of one of the independent entries that a distribution is made of."""
+    return leaf(distribution.distribution) if _is_independent(distribution) else distribution
+
+
+def replace_leaf(distribution: Any, function: Callable[[Any], Any]) -> Any:
+    """The distribution with that of its independent entries replaced by a function of it."""
+    if not _is_independent(distribution):
+        return function(distribution)
+    inner = replace_leaf(distribution.distribution, function)
+    return tfd.Independent(inner, distribution.reinterpreted_batch_ndims)
+
+
+def _is_independent(distribution: Any) -> bool:
+    # tfd.Independent makes objects of another class where its argument is no CompositeTensor.
+    return hasattr(distribution, "reinterpreted_batch_ndims")
+
+
+def _size(distribution: Any) -> int:
+    return math.prod(distribution.event_shape)
+
+
+def _positive(bijector: Callable[[], Any]) -> Any:
+    return tfp.util.ParameterProperties(default_constraining_bijector_fn=bijector)
+
+
+def _tensors(*values: Any) -> list[Any]:
+    """Tensors of one floating-point dtype."""
+    given = [value.dtype for value in values if hasattr(value, "dtype")]
+    dtype = next((tf.as_dtype(d) for d in given if tf.as_dtype(d).is_floating), tf.float32)
+    return [tf.convert_to_tensor(value, dtype) for value in values]

@@ -3,7 +3,8 @@
 import contextlib
 import difflib
 import inspect
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,9 @@ class DistributionLayer(blocks.Block):
 
     $$ p(x \mid t) = \prod_i f\bigl(x_i;\ b_1(t_{1i}),\ b_2(t_{2i}),\ \dots\bigr) $$
 
+    A class that does not describe its parameters works, too: those named in `constraints` come from
+    the input, each of the event's shape.
+
     Calling it returns the distribution. Other layers and `tf.convert_to_tensor` see a value of it,
     see `convert_to_tensor_fn`. The configuration is JSON, so a model of such layers loads in
     Keras's safe mode. Whatever the precision policy, the distribution computes in float32
@@ -46,9 +50,12 @@ class DistributionLayer(blocks.Block):
       num_samples: with `"sample"`, how many draws: the value is `[num_samples, ..., *event_shape]`;
         None draws one and adds no axis.
       constraints: bijectors by parameter name, in place of TFP's own choice.
-      num_classes: for distributions that TFP sizes by it (Categorical and its kin).
+      num_classes: for distributions that TFP sizes by it (Categorical and its kin, also
+        OrderedLogistic and StoppingRatioLogistic, which have one cutpoint fewer).
       sample_dtype: of the draws of a discrete distribution that leaves it open, TFP's choice if
         None.
+      fixed: fixed parameters whose names the layer's own arguments have taken:
+        `fixed={"distribution": tfd.Normal(0.0, 1.0)}` of LambertWDistribution.
       **kwargs: fixed parameters of the distribution by name (`total_count=16.`), and the arguments
         of any Keras layer (`name`, `dtype`, `activity_regularizer`, ...).
 
@@ -74,17 +81,20 @@ class DistributionLayer(blocks.Block):
         constraints: Mapping[str, Any] | None = None,
         num_classes: int | None = None,
         sample_dtype: str | None = None,
+        fixed: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         distribution = _distribution_class(distribution)
-        signature = serialization.signature(distribution)
-        fixed = {name: kwargs.pop(name) for name in list(kwargs) if name in _named(signature)}
-        _refuse_unknown(distribution, signature, kwargs)
+        arguments = _arguments(distribution)
+        named = {*arguments} - {"name", "dtype"}  # Those two are Keras's.
+        hidden = dict(fixed or {})
+        fixed = {name: kwargs.pop(name) for name in list(kwargs) if name in named}
+        _refuse_unknown(distribution, named, (*kwargs, *({*hidden} - named)))
         conversion = blocks.Conversion(convert_to_tensor_fn, num_samples)
         super().__init__(event_shape, conversion, **kwargs)
         self._distribution_class = distribution
         self._constraints = dict(constraints or {})
-        if sample_dtype is not None and "dtype" not in signature:
+        if sample_dtype is not None and "dtype" not in arguments:
             raise TypeError(
                 f"sample_dtype: got {sample_dtype!r}, but the dtype of tfd.{distribution.__name__} "
                 "is that of its parameters"
@@ -93,14 +103,19 @@ class DistributionLayer(blocks.Block):
             num_classes = checks.positive_integer("num_classes", num_classes)
         self._num_classes = num_classes
         self._sample_dtype = sample_dtype
-        self._fixed = fixed
-        for name, value in (*fixed.items(), ("constraints", self._constraints)):
+        self._fixed = fixed | hidden
+        self._hidden = sorted(hidden)
+        for name, value in (*self._fixed.items(), ("constraints", self._constraints)):
             serialization.to_json(f"{self.name}: {name}", value)  # What a file cannot hold.
         self.complete()
 
     def get_config(self) -> dict[str, Any]:
         """The configuration: JSON, with distributions and bijectors by name."""
-        config = super().get_config() | serialization.to_json(self.name, self._fixed)
+        config = super().get_config()
+        fixed = serialization.to_json(self.name, self._fixed)
+        if self._hidden:
+            config["fixed"] = {name: fixed.pop(name) for name in self._hidden}
+        config |= fixed
         if "distribution" in serialization.signature(type(self)):
             config["distribution"] = _distribution_name(self._distribution_class)
         if self._constraints:
@@ -127,7 +142,6 @@ class DistributionLayer(blocks.Block):
 
     def free_parameters(self) -> tuple[blocks.Parameter, ...]:
         """The parameters that the input provides, in TFP's order."""
-        signature = serialization.signature(self._distribution_class)
         named = {*self._fixed, *self._constraints}
         properties = self._properties()
         for name, constraint in self._constraints.items():
@@ -142,12 +156,15 @@ class DistributionLayer(blocks.Block):
                     f"{sorted(set(properties) - set(self._fixed))} of {self.title()}"
                 )
         # `logits` or `probs`: naming the one that TFP does not prefer takes the other one's place.
-        replaced = any(name in properties and not properties[name].is_preferred for name in named)
+        replaced = {
+            _quantity(name)
+            for name in named
+            if name in properties and not properties[name].is_preferred
+        }
         free = []
         for name, property_ in properties.items():
-            optional = signature[name].default is None
             wanted = name in self._constraints or (
-                property_.is_preferred and not (replaced and optional)
+                property_.is_preferred and _quantity(name) not in replaced
             )
             if name in self._fixed or not wanted or not _is_tensor_parameter(property_):
                 continue
@@ -157,9 +174,12 @@ class DistributionLayer(blocks.Block):
         return tuple(free)
 
     def _properties(self) -> Any:
-        return self._distribution_class.parameter_properties(
-            dtype=tf.as_dtype(self.dtype), num_classes=self._num_classes
-        )
+        try:
+            return self._distribution_class.parameter_properties(
+                dtype=tf.as_dtype(self.dtype), num_classes=self._num_classes
+            )
+        except NotImplementedError:  # The class leaves its description to us.
+            return {name: tfp.util.ParameterProperties() for name in self._constraints}
 
     def _default_constraint(self, name: str, property_: Any) -> Any:
         try:
@@ -173,9 +193,9 @@ class DistributionLayer(blocks.Block):
     def _shape(self, name: str, property_: Any, constraint: Any) -> tuple[int, ...]:
         """Shape of the unconstrained numbers of a parameter of one event."""
         try:
-            shape = tf.TensorShape([int(size) for size in property_.shape_fn(self.event_shape)])
+            shape = tf.TensorShape(self._value_shape(name, property_))
             return tuple(int(size) for size in constraint.inverse_event_shape(shape))
-        except (NotImplementedError, TypeError, ValueError, IndexError) as error:
+        except _NO_SHAPE as error:
             hint = ", num_classes" if self._num_classes is None else ""
             raise ValueError(
                 f"{self.name}: the shape of {name!r} does not follow from "
@@ -183,14 +203,44 @@ class DistributionLayer(blocks.Block):
                 f"({name}=...) or give what is missing ({error})"
             ) from None
 
+    def _value_shape(self, name: str, property_: Any) -> tuple[int, ...]:
+        """Shape of the values of a parameter of one event."""
+        shape, ndims = self._described_shape(name, property_), property_.event_ndims
+        if len(shape) < ndims:
+            raise ValueError(f"it has {ndims} axes, not {len(shape)}")
+        return shape[: self._batch_ndims()] + shape[len(shape) - ndims :]
+
+    def _batch_ndims(self) -> int:
+        """How many batch axes the parameters of one event have.
+
+        They share them, so the least counts: to some (Multinomial's `total_count`) TFP gives the
+        axes of the event besides.
+        """
+        found = [len(self.event_shape)]
+        for name, property_ in self._properties().items():
+            if _is_tensor_parameter(property_):
+                with contextlib.suppress(*_NO_SHAPE):
+                    shape = self._described_shape(name, property_)
+                    found.append(len(shape) - property_.event_ndims)
+        return min(ndims for ndims in found if ndims >= 0)
+
+    def _described_shape(self, name: str, property_: Any) -> tuple[int, ...]:
+        if name == "cutpoints" and self._num_classes is not None:
+            # They part the classes. TFP counts one too many for OrderedLogistic and does not count
+            # those of StoppingRatioLogistic.
+            return (*self.event_shape, self._num_classes - 1)
+        return tuple(int(size) for size in property_.shape_fn(self.event_shape))
+
     def _fixed_parameters(self) -> dict[str, Any]:
         properties = self._properties()
         values = {}
-        choice = serialization.signature(self._distribution_class).get("dtype")
+        arguments = _arguments(self._distribution_class)
         if self._sample_dtype is not None:
             values["dtype"] = tf.as_dtype(self._sample_dtype)
-        elif choice is not None and tf.as_dtype(choice.default or "int32").is_floating:
+        elif isinstance(choice := arguments.get("dtype"), tf.DType) and choice.is_floating:
             values["dtype"] = tf.as_dtype(self.dtype)
+        if "dimension" in {*arguments} - {*properties} and self.event_shape:
+            values["dimension"] = self.event_shape[-1]  # of LKJ and its like
         for name, value in self._fixed.items():
             property_ = properties.get(name)
             if property_ is None or value is None or not _is_tensor_parameter(property_):
@@ -198,16 +248,21 @@ class DistributionLayer(blocks.Block):
                 continue
             value = value if tf.is_tensor(value) else np.asarray(value)  # not through float32
             values[name] = value = tf.cast(value, self.dtype)
-            with contextlib.suppress(NotImplementedError):
-                shape = tuple(property_.shape_fn(self.event_shape))
-                try:
-                    values[name] = tf.broadcast_to(value, shape)
-                except (tf.errors.InvalidArgumentError, ValueError):
-                    raise ValueError(
-                        f"{self.name}: {name}: got shape {tuple(value.shape)}, wanted a value that "
-                        f"broadcasts to {tuple(shape)} for {self.title()}"
-                    ) from None
+            try:
+                shape = self._value_shape(name, property_)
+            except _NO_SHAPE:
+                continue  # TFP judges it.
+            values[name] = self._broadcast(name, value, shape)
         return values
+
+    def _broadcast(self, name: str, value: Any, shape: tuple[int, ...]) -> Any:
+        try:
+            return tf.broadcast_to(value, shape)
+        except (tf.errors.InvalidArgumentError, ValueError):
+            raise ValueError(
+                f"{self.name}: {name}: got shape {tuple(value.shape)}, wanted a value that "
+                f"broadcasts to {shape} for {self.title()}"
+            ) from None
 
     def title(self) -> str:
         """What errors call the layer: `Bernoulli`, or `DiagonalNormal (tfd.Normal)`."""
@@ -249,10 +304,29 @@ def _distribution_name(distribution: Any) -> str:
     return registered
 
 
-def _named(signature: Mapping[str, Any]) -> set[str]:
-    """The arguments of a distribution that a layer takes by name; the other two are Keras's."""
-    return {*signature} - {"name", "dtype"}
+def _arguments(distribution: Any) -> dict[str, Any]:
+    """The constructor's arguments with their defaults, also those that go through `**kwargs`."""
+    signature = serialization.signature(distribution)
+    arguments = {
+        name: argument.default
+        for name, argument in signature.items()
+        if argument.kind not in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD)
+    }
+    if len(arguments) == len(signature):
+        return arguments
+    with contextlib.suppress(NotImplementedError):
+        required = dict.fromkeys(distribution.parameter_properties(), inspect.Parameter.empty)
+        return required | {"validate_args": False} | arguments
+    return arguments
 
+
+def _quantity(name: str) -> str:
+    """What a parameter gives, whichever way: `rate` and `log_rate`, `probs` and `logits`."""
+    return re.sub("log_", "", re.sub("logits|probits", "probs", name))
+
+
+# How TFP says that the shape of a parameter does not follow from the event's.
+_NO_SHAPE = (NotImplementedError, TypeError, ValueError, IndexError)
 
 _KERAS_ARGUMENTS = {
     "activity_regularizer",
@@ -268,9 +342,9 @@ _KERAS_ARGUMENTS = {
 }
 
 
-def _refuse_unknown(distribution: Any, signature: Any, kwargs: Mapping[str, Any]) -> None:
-    known = sorted(_named(signature) - {"validate_args", "allow_nan_stats"})
-    for name in kwargs:
+def _refuse_unknown(distribution: Any, named: set[str], given: Iterable[str]) -> None:
+    known = sorted(named - {"validate_args", "allow_nan_stats"})
+    for name in given:
         if name not in _KERAS_ARGUMENTS:
             near = difflib.get_close_matches(name, [*known, *_KERAS_ARGUMENTS], 1)
             raise TypeError(

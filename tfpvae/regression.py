@@ -362,6 +362,7 @@ class BayesianRegression(training.ProbabilisticModel):
           TypeError: for data that are no numbers.
           ValueError: for data that the model cannot have made: naming the argument, what came, and
             what was wanted.
+          FloatingPointError: if the loss became NaN or infinite.
 
         Warns:
           UserWarning: for constant or linearly dependent columns, for a single row or class: the
@@ -394,7 +395,7 @@ class BayesianRegression(training.ProbabilisticModel):
             self._start_at_mode(*data.sample)
         self._passes = plan.passes
         try:
-            return super().fit(
+            history = super().fit(
                 x,
                 y,
                 batch_size=plan.batch_size,
@@ -405,6 +406,12 @@ class BayesianRegression(training.ProbabilisticModel):
             )
         finally:
             self._passes = 1
+        if not np.isfinite(self.unconstrained).all():
+            raise FloatingPointError(
+                "loss: got NaN or infinite values on the way, so there is no posterior: a narrower "
+                "prior, standardize=True or a smaller learning rate may help"
+            )
+        return history
 
     def evaluate(  # type: ignore[override]
         self,
@@ -686,7 +693,7 @@ class BayesianRegression(training.ProbabilisticModel):
             p = self.predict_distribution(
                 features, num_samples, seed, offset=own[:, 0] if own.shape[1] else None
             )
-            found.append(getattr(p, self.likelihood.conversion.name)().numpy())
+            found.append(_expected(p).numpy())
         return np.concatenate(found)
 
     def log_weights(
@@ -883,13 +890,23 @@ def _draws(q: Any, num: int) -> Any:
 
 
 def _mixture(components: Any) -> Any:
-    """The mixture of components `[B, S]` in equal parts."""
+    """The mixture of components `[B, S]` in equal parts; that of classes is one of classes."""
     if isinstance(components, tfd.Bernoulli):
         return tfd.Bernoulli(probs=tf.reduce_mean(components.probs_parameter(), axis=-1))
-    if isinstance(components, tfd.Categorical):
-        return tfd.Categorical(probs=tf.reduce_mean(components.probs_parameter(), axis=-2))
-    weights = tfd.Categorical(logits=tf.zeros(components.batch_shape[-1:]))
+    if isinstance(components, tfd.OrderedLogistic):
+        return tfd.Categorical(probs=tf.reduce_mean(components.categorical_probs(), axis=-2))
+    if isinstance(components, (tfd.Categorical, tfd.OneHotCategorical)):
+        family = type(components)
+        return family(probs=tf.reduce_mean(components.probs_parameter(), axis=-2))
+    weights = tfd.Categorical(logits=tf.zeros(components.batch_shape[-1:], components.dtype))
     return tfd.MixtureSameFamily(weights, components)
+
+
+def _expected(distribution: Any) -> Any:
+    """The mean, of classes the mode."""
+    if isinstance(distribution, (tfd.Categorical, tfd.OneHotCategorical)):
+        return distribution.mode()
+    return distribution.mean()
 
 
 def _spread(curvature: np.ndarray, whole: bool) -> np.ndarray:
