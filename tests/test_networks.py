@@ -2,6 +2,7 @@ import doctest
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
 
 from tfpvae import networks
@@ -138,3 +139,66 @@ def test_sizes_of_numpy_and_lists_are_sizes():
 def test_bad_sizes_are_named(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+# FillMissing: where numbers are missing.
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("value", [0, 0.5, -3.0])
+def test_fill_missing_puts_a_value_where_nan_is(value):
+    x = np.array([[1.0, NAN, 3.0], [NAN, NAN, 0.0]], "float32")
+    filled = networks.FillMissing(value)(x).numpy()
+    np.testing.assert_array_equal(filled, [[1.0, value, 3.0], [value, value, 0.0]])
+
+
+def test_fill_missing_appends_the_mask():
+    x = np.array([[[1.0, NAN], [NAN, 0.0]]], "float32")
+    layer = networks.FillMissing(mask=True)
+    wanted = [[[1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]]]
+    np.testing.assert_array_equal(layer(x), wanted)
+    assert layer.compute_output_shape((None, 8, 8, 3)) == (None, 8, 8, 6)
+    assert networks.FillMissing().compute_output_shape((None, 5)) == (None, 5)
+    assert keras.Sequential([keras.Input((4, 2)), layer]).output_shape == (None, 4, 4)
+
+
+def test_fill_missing_takes_integers():
+    x = np.array([[1, 2]])
+    np.testing.assert_array_equal(networks.FillMissing(mask=True)(x), [[1.0, 2.0, 1.0, 1.0]])
+
+
+def test_fill_missing_passes_finite_gradients():
+    x = tf.Variable([[2.0, NAN]])
+    with tf.GradientTape() as tape:
+        y = networks.FillMissing(0.5)(x) ** 2
+    np.testing.assert_array_equal(tape.gradient(y, x), [[4.0, 0.0]])
+
+
+def test_fill_missing_under_mixed_precision():
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    filled = networks.FillMissing(mask=True)(np.array([[NAN, 1.0]], "float32"))
+    assert filled.dtype == tf.bfloat16
+    np.testing.assert_array_equal(tf.cast(filled, tf.float32), [[0.0, 1.0, 0.0, 1.0]])
+
+
+def test_fill_missing_is_saved(tmp_path):
+    layer = networks.FillMissing(0.25, mask=True)
+    again = networks.FillMissing.from_config(layer.get_config())
+    assert (again.value, again.mask) == (0.25, True)
+    keras.Sequential([keras.Input((2,)), layer]).save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(np.array([[NAN, 1.0]])), [[0.25, 1.0, 0.0, 1.0]])
+
+
+def test_mistakes_with_fill_missing():
+    with pytest.raises(TypeError, match="value: got 'zero', wanted a number"):
+        networks.FillMissing("zero")
+    with pytest.raises(TypeError, match="value: got True, wanted a number"):
+        networks.FillMissing(True)
+    with pytest.raises(ValueError, match="value: got nan, wanted a finite number"):
+        networks.FillMissing(NAN)
+    with pytest.raises(TypeError, match="mask: got 1, wanted True or False"):
+        networks.FillMissing(mask=1)
+    with pytest.raises(ValueError, match="expected min_ndim=2, found ndim=1"):
+        networks.FillMissing(mask=True)(np.zeros(3))

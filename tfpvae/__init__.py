@@ -14,6 +14,7 @@ from typing import Any
 from tfpvae import (
     likelihoods,
     losses,
+    networks,
     noise,
     objectives,
     posteriors,
@@ -31,7 +32,6 @@ _MODULES = (
     "datasets",
     "evaluation",
     "models",
-    "networks",
     "plotting",
     "regression",
     "training",

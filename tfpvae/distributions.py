@@ -162,7 +162,7 @@ class OrderedLogistic(tfp.distributions.OrderedLogistic):
     def categorical_log_probs(self) -> Any:
         """Log probabilities of the grades, `[..., K]`."""
         cutpoints = self.cutpoints - self.loc[..., None]
-        # Cutpoints that rounding makes equal leave a probability of next to nothing, not of nothing.
+        # Cutpoints that rounding makes equal leave next to no probability, but not none.
         steps = tf.maximum(cutpoints[..., 1:] - cutpoints[..., :-1], 1e-30)
         inner = tfp.math.log1mexp(steps)
         # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)): nothing cancels.

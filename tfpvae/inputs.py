@@ -23,12 +23,14 @@ class Data(NamedTuple):
       y: array of targets, None for those of x.
       weight: array `[N]` of the weights of the examples, None for ones.
       first: of a stream the first batch `(x, y, weight)`; None for arrays.
+      passes: how often the rows of arrays come in an epoch.
     """
 
     x: Any
     y: Any = None
     weight: Any = None
     first: tuple[Any, Any, Any] | None = None
+    passes: int = 1
 
     @property
     def sample(self) -> tuple[Any, Any, Any]:
@@ -54,10 +56,13 @@ class Data(NamedTuple):
 
     def indices(self) -> "Data":
         """Indices of the rows of arrays, in their place; a stream stays what it is."""
-        return self if self.first else Data(np.arange(len(self.x), dtype=np.int32))
+        if self.first:
+            return self
+        return Data(np.tile(np.arange(len(self.x), dtype=np.int32), self.passes))
 
     def _rows(self, settings: Mapping[str, Any]) -> int:
-        return math.floor(len(self.x) * (1.0 - (settings.get("validation_split") or 0.0)))
+        size = len(self.x) * self.passes
+        return math.floor(size * (1.0 - (settings.get("validation_split") or 0.0)))
 
     def _batch_size(self, settings: Mapping[str, Any]) -> int:
         size, steps = settings.get("batch_size"), settings.get("steps_per_epoch")
@@ -66,7 +71,7 @@ class Data(NamedTuple):
         return _KERAS_BATCH_SIZE if size is None else checks.positive_integer("batch_size", size)
 
 
-def read(names: tuple[str, str, str], x: Any, y: Any, weight: Any) -> Data:
+def read(names: tuple[str, str, str], x: Any, y: Any, weight: Any, missing: bool = False) -> Data:
     """The data as arrays of numbers with as many rows each, or as a stream that is not empty.
 
     Args:
@@ -74,13 +79,14 @@ def read(names: tuple[str, str, str], x: Any, y: Any, weight: Any) -> Data:
       x: array, or a stream of batches `x`, `(x, y)` or `(x, y, weight)`.
       y: array or None.
       weight: array or None.
+      missing: whether NaN is allowed in x and y, where it stands for what is missing.
 
     Raises:
       TypeError: for data that are no numbers.
       ValueError: for empty data, different numbers of rows, weights that are no weights.
     """
     if is_stream(x):
-        stream, first = _peek(names[0], x)
+        stream, first = _peek(names[0], x, missing)
         first_x, first_y, first_weight = unpack(first)
         first_x = checks.as_array(names[0], first_x)
         first_y = None if first_y is None else checks.as_array(names[1], first_y)
@@ -113,11 +119,12 @@ def unpack(data: Any) -> tuple[Any, Any, Any]:
     return keras.utils.unpack_x_y_sample_weight(data)
 
 
-def _peek(name: str, stream: Any) -> tuple[Any, Any]:
+def _peek(name: str, stream: Any, missing: bool) -> tuple[Any, Any]:
     """The stream and its first batch; all batches of a dataset will be checked for NaN."""
     if isinstance(stream, tf.data.Dataset):
         first = next(iter(stream.take(1)), None)
-        stream = stream.map(_assert_finite, num_parallel_calls=tf.data.AUTOTUNE)
+        check = _assert_no_infinity if missing else _assert_finite
+        stream = stream.map(check, num_parallel_calls=tf.data.AUTOTUNE)
     elif isinstance(stream, keras.utils.Sequence):
         first = stream[0] if len(stream) else None
     else:
@@ -134,4 +141,15 @@ def _assert_finite(*batch: Any) -> Any:
         if values is not None and values.dtype.is_floating:
             message = "x: got NaN or infinite values in a batch of the dataset"
             tf.debugging.assert_all_finite(values, message)
+    return batch[0] if len(batch) == 1 else batch
+
+
+def _assert_no_infinity(*batch: Any) -> Any:
+    """As `_assert_finite`, but for NaN in x and y, not in the weights."""
+    _assert_finite(*batch[2:])
+    for values in tf.nest.flatten(batch[:2]):
+        if values is not None and values.dtype.is_floating:
+            message = "x: got infinite values in a batch of the dataset"
+            zero = tf.zeros([], values.dtype)
+            tf.debugging.assert_all_finite(tf.where(tf.math.is_nan(values), zero, values), message)
     return batch[0] if len(batch) == 1 else batch

@@ -1,17 +1,20 @@
 """Latent variable models: prior, encoder and decoder, put together and trained by Keras."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras as keras
+from scipy import special
 
 from tfpvae import (
     blocks,
     checks,
     execution,
+    likelihoods,
     losses,
     noise,
     objectives,
@@ -208,7 +211,8 @@ class VAE(training.ProbabilisticModel):
         """
         num_samples = checks.positive_integer("num_samples", num_samples)
         x = self._data(x)
-        return self._in_batches(self._log_weights, x, seed, num_samples, verbose).numpy()
+        weights = self._in_batches(self._log_weights, x, seed, num_samples, verbose, sums=False)
+        return weights.numpy()
 
     def elbo(
         self, x: Any, num_samples: int = 1, seed: Any = None, verbose: Any = "auto"
@@ -232,6 +236,75 @@ class VAE(training.ProbabilisticModel):
         num_samples = checks.positive_integer("num_samples", num_samples)
         total = self._in_batches(self._elbo, self._data(x), seed, num_samples, verbose)
         return total.numpy() / num_samples
+
+    def impute(
+        self,
+        x: Any,
+        num_samples: int = 1000,
+        num_draws: int | None = None,
+        seed: Any = None,
+        verbose: Any = "auto",
+    ) -> np.ndarray:
+        r"""The data with what is missing filled in, from its distribution given what is observed.
+
+        Importance weights make draws of the posterior into draws of p(z | x_obs), as good as
+        `num_samples` is large, whatever the encoder got wrong:
+
+        $$ z_s \sim q(z \mid x^{\text{obs}}), \qquad
+           w_s \propto \frac{p(x^{\text{obs}} \mid z_s)\, p(z_s)}{q(z_s \mid x^{\text{obs}})},
+           \qquad \sum_s w_s = 1 $$
+
+        $$ \mathbb E[x^{\text{mis}} \mid x^{\text{obs}}] \approx
+           \sum_s w_s\, \mathbb E[x^{\text{mis}} \mid z_s] $$
+
+        With `num_draws` come draws in place of the mean: each picks a z_s with probability w_s and
+        draws x from p(x | z_s), for multiple imputation. They are distinct in z as far as the
+        weights are even and `num_samples` is much larger than `num_draws`.
+
+        Args:
+          x: data `[N, *event_shape]` in which NaN is missing.
+          num_samples: the number S of draws of z for each example.
+          num_draws: how many draws of x, None for the mean.
+          seed: an integer or an int tensor `[2]`; None goes on in the model's own noise.
+          verbose: 1 shows progress, 0 does not, "auto" does when it takes long.
+
+        Returns:
+          An array `[N, *event_shape]`, or with `num_draws` `[num_draws, N, *event_shape]`, of the
+          type of x; what is observed is what it was. With `preprocessing` all of it is on the scale
+          that the likelihood scores, as of `reconstruct`.
+
+        Raises:
+          TypeError: for numbers of draws that are no integers, x that are no numbers.
+          ValueError: if the likelihood is not `likelihoods.Masked`, or is a mixture of whole
+            vectors, whose entries are not independent given z; without `num_draws` if its value is
+            not its mean, as that of classes, which have none.
+
+        Source: Mattei and Frellsen, "MIWAE: Deep Generative Modelling and Imputation of Incomplete
+        Data Sets", 2019.
+        """
+        num_samples = checks.positive_integer("num_samples", num_samples)
+        if num_draws is not None:
+            num_draws = checks.positive_integer("num_draws", num_draws)
+        _check_imputable(_last_layer(self.decoder), num_draws)
+        rows, values = self._data(x), checks.as_array("x", x)
+        if self.preprocessing is not None:
+            with noise.fixed(0):
+                values = self.prepare(rows).numpy()
+        gaps = np.isnan(values)
+        complete = values.copy() if num_draws is None else np.stack([values] * num_draws)
+        incomplete = np.flatnonzero(gaps.reshape(len(gaps), -1).any(axis=1))
+        if not len(incomplete):
+            return complete
+        function = self._imputation if num_draws is None else self._imputations(num_draws)
+        packed = self._in_batches(
+            function, tf.gather(rows, incomplete), seed, num_samples, verbose, sums=False
+        ).numpy()
+        found = (
+            _mean_of_pieces(packed) if num_draws is None else _draws_of_pieces(packed, num_draws)
+        )
+        found = found.reshape(*complete.shape[: -values.ndim], len(incomplete), *values.shape[1:])
+        complete[..., gaps] = found[..., gaps[incomplete]]
+        return complete
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> np.ndarray:
         """The mean of `predict_distribution(x)`, in batches, as `keras.Model.predict`."""
@@ -258,7 +331,9 @@ class VAE(training.ProbabilisticModel):
         block = _last_layer(self.decoder)
         scored = isinstance(block, blocks.Block)
         plain = y is None and self.preprocessing is None
-        if not (plain and scored) and not np.isfinite(x).all():
+        if self.takes_missing:
+            self._check_encoder(x, arguments[0])
+        elif not (plain and scored) and not np.isfinite(x).all():
             raise ValueError(f"{arguments[0]}: got NaN or infinite values, wanted finite numbers")
         if y is not None and not scored and not np.isfinite(y).all():
             raise ValueError(f"{arguments[1]}: got NaN or infinite values, wanted finite numbers")
@@ -270,6 +345,31 @@ class VAE(training.ProbabilisticModel):
             with noise.fixed(0):
                 for rows in np.array_split(x, math.ceil(len(x) / 4096)):
                     block.check_values(self.prepare(rows).numpy(), arguments[1])
+
+    def _check_encoder(self, x: np.ndarray, argument: str) -> None:
+        """Raise ValueError for infinite values, or for NaN that the encoder passes on."""
+        if np.isinf(x).any():
+            raise ValueError(f"{argument}: got infinite values, wanted finite numbers or NaN")
+        missing = np.isnan(x).reshape(len(x), -1).any(axis=1)
+        rows = x[missing][:64]
+        if not len(rows) or not self._posterior_has_nan(rows):
+            return
+        filled = np.where(np.isnan(rows), 0, rows).astype(x.dtype)
+        if not self._posterior_has_nan(filled):  # Or else it is the weights that are NaN.
+            raise ValueError(
+                f"{argument}: got NaN, for which the encoder puts out NaN, wanted an encoder that "
+                "takes missing values: begin it with networks.FillMissing()"
+            )
+
+    def _posterior_has_nan(self, x: np.ndarray) -> bool:
+        with noise.fixed(0):
+            _, z = self._encode(self.prepare(execution.place(x)[0]), False)
+        return bool(tf.reduce_any(tf.math.is_nan(z)))
+
+    @property
+    def takes_missing(self) -> bool:
+        """Whether NaN in the data stands for what is missing: if the likelihood is `Masked`."""
+        return _takes_missing(_last_layer(self.decoder))
 
     def build(self, input_shape: Any) -> None:
         """Build both networks by passing one example of this shape `[B, ...]` through them."""
@@ -348,29 +448,73 @@ class VAE(training.ProbabilisticModel):
             return tf.convert_to_tensor(self._decode(z, False))
 
     def _log_weights(self, x: Any, num_samples: Any, seed: Any) -> Any:
-        q, z, log_likelihood = self._draw(x, num_samples, seed)
-        return log_likelihood + self.prior().log_prob(z) - q.log_prob(z)
+        with noise.fixed(seed):
+            q, z, p, x = self._draw(x, num_samples)
+            return self._weigh(q, z, p.log_prob(x))
 
     def _elbo(self, x: Any, num_samples: Any, seed: Any) -> Any:
-        q, z, log_likelihood = self._draw(x, num_samples, seed)
+        with noise.fixed(seed):
+            q, z, p, x = self._draw(x, num_samples)
+            log_likelihood = p.log_prob(x)
         kl = regularizers.KLDivergenceRegularizer(self.prior).divergence(q, z)
         return tf.reduce_sum(log_likelihood, axis=0) - tf.cast(num_samples, kl.dtype) * kl
 
-    def _draw(self, x: Any, num_samples: Any, seed: Any) -> tuple[Any, Any, Any]:
-        """The posterior, draws of z `[S, B, D]` from it, and log p(x|z) `[S, B]`."""
+    def _imputation(self, x: Any, num_samples: Any, seed: Any) -> Any:
+        """The weighted mean of the E[x|z_s], and the log of the sum of their weights."""
         with noise.fixed(seed):
-            x = self.prepare(x)
-            q, _ = self._encode(x, False)
-            z = q.sample(num_samples, seed=noise.next_seed())
-            z = tf.ensure_shape(z, (None, None, *self.prior.event_shape))
-            return q, z, self._decode(z, False).log_prob(x)
+            q, z, p, x = self._draw(x, num_samples)
+            log_weights = self._weigh(q, z, p.log_prob(x))
+            mean = _flat(p.mean(), 2)
+            weights = tf.nn.softmax(log_weights, axis=0)
+            total = tf.reduce_logsumexp(log_weights, axis=0, keepdims=True)
+            return _pack(total, tf.reduce_sum(weights[..., None] * mean, axis=0, keepdims=True))
+
+    def _imputations(self, num_draws: int) -> Any:
+        def impute(x: Any, num_samples: Any, seed: Any) -> Any:
+            """Draws of x, each from one of the z_s, and what they were picked by.
+
+            The maximum of log w_s + g_s, where g_s are Gumbel variables, is at s with probability
+            w_s, and the maximum over several pieces of the z_s is that over all.
+            """
+            with noise.fixed(seed):
+                q, z, p, x = self._draw(x, num_samples)
+                log_weights = self._weigh(q, z, p.log_prob(x))
+                gumbel = tfd.Gumbel(tf.zeros([], log_weights.dtype), 1.0)
+                shape = tf.concat([[num_draws], tf.shape(log_weights)], 0)
+                scores = log_weights + gumbel.sample(shape, seed=noise.next_seed())
+                picked = tf.argmax(scores, axis=1, output_type=tf.int32)  # [K, B]
+                columns = tf.broadcast_to(tf.range(tf.shape(z)[1]), tf.shape(picked))
+                z = tf.gather_nd(z, tf.stack([picked, columns], axis=-1))
+                draws = self._decode(z, False).sample(seed=noise.next_seed())
+                return _pack(tf.reduce_max(scores, axis=1), _flat(draws, 2))
+
+        impute.__name__ = f"_imputations({num_draws})"
+        return impute
+
+    def _draw(self, x: Any, num_samples: Any) -> tuple[Any, Any, Any, Any]:
+        """The posterior, draws of z `[S, B, D]` from it, p(x|z), and x, preprocessed."""
+        x = self.prepare(x)
+        q, _ = self._encode(x, False)
+        z = q.sample(num_samples, seed=noise.next_seed())
+        z = tf.ensure_shape(z, (None, None, *self.prior.event_shape))
+        return q, z, self._decode(z, False), x
+
+    def _weigh(self, q: Any, z: Any, log_likelihood: Any) -> Any:
+        """The log weights `[S, B]` of draws of z."""
+        return log_likelihood + self.prior().log_prob(z) - q.log_prob(z)
 
     def _in_batches(
-        self, function: Any, rows: Any, seed: Any, num_samples: int = 1, verbose: Any = "auto"
+        self,
+        function: Any,
+        rows: Any,
+        seed: Any,
+        num_samples: int = 1,
+        verbose: Any = "auto",
+        sums: bool = True,
     ) -> Any:
         name = function.__name__
         if name not in self._batched:
-            self._batched[name] = execution.Batched(function, sums=name != "_log_weights")
+            self._batched[name] = execution.Batched(function, sums)
         seed = self.noise.next() if seed is None else noise.as_seed(seed)
         return self._batched[name](rows, seed, num_samples, verbose)
 
@@ -406,6 +550,69 @@ def _last_layer(network: Any) -> Any:
 def _source(distribution: Any) -> Any:
     """The block that made a distribution, and the parameters it made it from; None if no block."""
     return getattr(distribution.tensor_distribution, "_tfpvae_source", None)
+
+
+def _takes_missing(block: Any) -> bool:
+    """Whether a likelihood, or one that it is made of, is `Masked`."""
+    return any(isinstance(inner, likelihoods.Masked) for inner in _all_blocks(block))
+
+
+def _check_imputable(block: Any, num_draws: int | None) -> None:
+    """Raise ValueError unless missing entries have p(x_mis | z), and a mean if that is wanted."""
+    title = block.title() if isinstance(block, blocks.Block) else type(block).__name__
+    if not _takes_missing(block):
+        raise ValueError(
+            f"decoder: got one that ends in {title}, wanted likelihoods.Masked(...), which scores "
+            "what is observed of an example"
+        )
+    mixtures = [inner for inner in _all_blocks(block) if isinstance(inner, likelihoods.MixtureOf)]
+    if any(mixture.component.event_shape for mixture in mixtures):
+        raise ValueError(
+            f"decoder: got one that ends in {title}, a mixture of whole vectors, wanted entries "
+            "that are independent given z: what is observed of a vector tells its component, and "
+            "so of the rest more than z does"
+        )
+    if num_draws is None and block.conversion.name != "mean":
+        raise ValueError(
+            f"num_draws: got None, wanted how many draws, because not all values of {title} have a "
+            "mean; if they do, say so: Masked(..., convert_to_tensor_fn='mean')"
+        )
+
+
+def _all_blocks(block: Any) -> Iterator[Any]:
+    """The block, and those that it is made of."""
+    yield block
+    parts = block.columns.values() if isinstance(block, likelihoods.Columns) else ()
+    for part in (*parts, getattr(block, "component", None)):
+        if isinstance(part, blocks.Block):
+            yield from _all_blocks(part)
+
+
+# Results for pieces of the draws: the log weight of the piece `[P, N]`, and values `[P, N, size]`,
+# in one tensor `[P, N, 1 + size]`, as `execution.Batched` takes it.
+
+
+def _flat(values: Any, ndims: int) -> Any:
+    """The values with the axes after the first `ndims` as one."""
+    size = math.prod(values.shape[ndims:])
+    return tf.reshape(values, tf.concat([tf.shape(values)[:ndims], [size]], 0))
+
+
+def _pack(log_weights: Any, values: Any) -> Any:
+    return tf.concat([log_weights[..., None], tf.cast(values, log_weights.dtype)], axis=-1)
+
+
+def _mean_of_pieces(packed: np.ndarray) -> np.ndarray:
+    """The mean `[N, size]` over the pieces by their weights."""
+    weights = special.softmax(packed[..., 0], axis=0)
+    return np.sum(weights[..., None] * packed[..., 1:], axis=0)
+
+
+def _draws_of_pieces(packed: np.ndarray, num_draws: int) -> np.ndarray:
+    """The draws `[K, N, size]` of the pieces `[P * K, N, 1 + size]` that win."""
+    pieces = packed.reshape(-1, num_draws, *packed.shape[1:])
+    best = pieces[..., 0].argmax(axis=0)
+    return np.take_along_axis(pieces, best[None, ..., None], axis=0)[0, ..., 1:]
 
 
 def _check_sizes(prior: Any, posterior: Any) -> None:

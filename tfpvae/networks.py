@@ -1,16 +1,81 @@
-"""Encoder and decoder networks of the examples: deterministic Keras models.
+"""Encoder and decoder networks of the examples: deterministic Keras models, and a layer for gaps.
 
-Each ends in a layer without activation, whose outputs are the unconstrained parameters of the
-distribution block that follows. The architectures are those of F. Chollet's tutorials on
+Each network ends in a layer without activation, whose outputs are the unconstrained parameters of
+the distribution block that follows. The architectures are those of F. Chollet's tutorials on
 variational autoencoders with Keras, after Kingma and Welling, "Auto-Encoding Variational Bayes"
 (2014).
 """
 
+import math
 import numbers
 from collections.abc import Iterable
 from typing import Any
 
+import tensorflow as tf
 import tf_keras as keras
+
+
+@keras.saving.register_keras_serializable("tfpvae.networks")
+class FillMissing(keras.layers.Layer):
+    r"""The beginning of an encoder of incomplete data: a value stands where NaN stood.
+
+    $$ y_i = \begin{cases} x_i & \text{if } x_i \text{ is observed} \\
+       v & \text{if } x_i \text{ is NaN} \end{cases} $$
+
+    The encoder tells a gap from a value v that was observed if the mask is appended: 1 where x is
+    observed, 0 where it is missing, on the last axis after the values.
+
+    Shapes: `[B, ..., C]` to `[B, ..., C]`, or with the mask to `[B, ..., 2 * C]`.
+
+    Args:
+      value: the number v.
+      mask: whether to append the mask.
+      **kwargs: arguments of any Keras layer.
+
+    Raises:
+      TypeError: if value is no number, or mask no bool.
+      ValueError: if value is not finite.
+
+    Example:
+      >>> FillMissing(mask=True)(tf.constant([[0.5, float("nan")]])).numpy()
+      array([[0.5, 0. , 1. , 0. ]], dtype=float32)
+
+    Source: Mattei and Frellsen, "MIWAE: Deep Generative Modelling and Imputation of Incomplete
+    Data Sets", 2019 (zeros); Collier, Nazabal and Williams, "VAEs in the Presence of Missing Data",
+    2020 (the mask as input).
+    """
+
+    value: float
+    mask: bool
+
+    def __init__(self, value: float = 0.0, mask: bool = False, **kwargs: Any) -> None:
+        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            raise TypeError(f"value: got {value!r}, wanted a number")
+        if not math.isfinite(value):
+            raise ValueError(f"value: got {value}, wanted a finite number")
+        if not isinstance(mask, bool):
+            raise TypeError(f"mask: got {mask!r}, wanted True or False")
+        super().__init__(**kwargs)
+        self.value = float(value)
+        self.mask = mask
+        self.input_spec = keras.layers.InputSpec(min_ndim=2)  # The last axis is not the batch.
+
+    def call(self, inputs: Any) -> Any:
+        """The values, with numbers alone, and the mask if it is wanted."""
+        x = tf.convert_to_tensor(inputs)
+        x = x if x.dtype.is_floating else tf.cast(x, self.compute_dtype)
+        missing = tf.math.is_nan(x)
+        filled = tf.where(missing, tf.cast(self.value, x.dtype), x)
+        return tf.concat([filled, tf.cast(~missing, x.dtype)], -1) if self.mask else filled
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """The shape `[B, ..., C]` or `[B, ..., 2 * C]`."""
+        *lead, size = tf.TensorShape(input_shape)
+        return tf.TensorShape([*lead, size * 2 if self.mask and size is not None else size])
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration: JSON."""
+        return super().get_config() | {"value": self.value, "mask": self.mask}
 
 
 def mlp_encoder(

@@ -6,13 +6,14 @@ global state: save it with ``ax.figure.savefig("picture.png")``.
 
 from __future__ import annotations
 
+import itertools
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import betaincinv, ndtri
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +25,9 @@ _TERMS = {"loss": "#0072B2", "nll": "#D55E00", "kl": "#009E73"}
 # Ten colours chosen for all kinds of colour vision: M. A. Petroff, arXiv 2107.02270.
 _CLASSES = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"]
 _CLASSES += ["#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"]
+
+# Missing pixels: no grey, and as bright as a medium one.
+_MISSING = (0.35, 0.6, 0.85, 1.0)
 
 
 def convergence(history: Any, ax: Axes | None = None) -> Axes:
@@ -293,22 +297,439 @@ def reconstructions(originals: ArrayLike, reconstructed: ArrayLike, ax: Axes | N
             "originals and reconstructed must be as many images of the same size, "
             f"got {list(top.shape)} and {list(bottom.shape)}"
         )
-    # A margin of one pixel around every image: without colour in grey pictures, white in others.
-    margin = np.nan if top.shape[-1] == 1 else 1.0
-    rows = np.pad(
-        np.stack([top, bottom]),
-        ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)),
-        constant_values=margin,
-    )
-    count, height, width = rows.shape[1:4]
+    return _draw_rows({"original": top, "reconstruction": bottom}, ax)
+
+
+def image_rows(rows: Mapping[str, ArrayLike], ax: Axes | None = None) -> Axes:
+    """Draw rows of images, one beneath the other, such as what several models make of the same.
+
+    Args:
+      rows: images by the name of their row: [N, H, W], [N, H, W, 1] or [N, H, W, 3], or [N, H*W]
+        for square images; as many of the same size in each row and on the same scale, because one
+        grey scale serves all.
+      ax: the Axes to draw on.
+
+    Returns:
+      The Axes.
+
+    Raises:
+      TypeError: `rows` is no mapping, or a row does not hold numbers.
+      ValueError: no rows, wrong or different shapes, no images, NaN, infinity, or colours out of
+        range.
+
+    Example:
+      >>> x = np.eye(8).reshape(2, 4, 8)
+      >>> ax = image_rows({"data": x, "model A": 0.5 * x, "model B": 0.2 * x})
+      >>> [tick.get_text() for tick in ax.get_yticklabels()]
+      ['data', 'model A', 'model B']
+    """
+    images = {name: _images(f"rows[{name!r}]", row) for name, row in _mapping("rows", rows).items()}
+    shapes = {row.shape for row in images.values()}
+    if len(shapes) > 1:
+        raise ValueError(
+            "rows must be as many images of the same size, got "
+            f"{', '.join(f'{name!r} {list(row.shape)}' for name, row in images.items())}"
+        )
+    return _draw_rows(images, ax)
+
+
+def imputations(
+    originals: ArrayLike,
+    observed: ArrayLike,
+    imputed: Mapping[str, ArrayLike],
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw originals in a row, what was observed of them, and rows of images that were filled in.
+
+    Args:
+      originals: [N, H, W], [N, H, W, 1] or [N, H, W, 3], or [N, H*W] for square images.
+      observed: the same with NaN for pixels that are missing; they are drawn in blue.
+      imputed: images of the same shape by the name of their row. The grey scale is that of the
+        originals; what lies beyond it is black or white.
+      ax: the Axes to draw on.
+
+    Returns:
+      The Axes.
+
+    Raises:
+      TypeError: an argument does not hold numbers.
+      ValueError: wrong or different shapes, no images, infinity, NaN elsewhere than in `observed`,
+        or colours out of range.
+
+    Example:
+      >>> x = np.eye(8).reshape(2, 4, 8)
+      >>> gaps = np.where(np.arange(8) < 4, x, np.nan)
+      >>> ax = imputations(x, gaps, {"zeros": np.nan_to_num(gaps)})
+      >>> [tick.get_text() for tick in ax.get_yticklabels()]
+      ['original', 'observed', 'zeros']
+    """
+    seen = np.asarray(observed)
+    gaps = np.isnan(seen) if seen.dtype.kind == "f" else np.zeros(seen.shape, bool)
+    given = {"original": originals, "observed": np.where(gaps, seen.dtype.type(0), seen), **imputed}
+    arguments = {"original": "originals", "observed": "observed"}
+    rows = {
+        name: _images(arguments.get(name, f"imputed[{name!r}]"), images)
+        for name, images in given.items()
+    }
+    for name, images in rows.items():
+        if images.shape != rows["original"].shape:
+            raise ValueError(
+                f"all rows must be as many images of the same size, got {name!r} of shape "
+                f"{list(images.shape)} and originals of shape {list(rows['original'].shape)}"
+            )
+    count, height, width, channels = rows["original"].shape
+    black, white = (0.0, 1.0) if channels == 3 else _grey_range(rows["original"])
+    levels = np.clip((np.stack(list(rows.values())) - black) / (white - black), 0.0, 1.0)
+    tiles = np.ones((*levels.shape[:-1], 4))
+    tiles[..., :3] = levels
+    tiles[1][_images("observed", gaps.astype(float)).any(axis=-1)] = _MISSING
+    # A margin of one pixel around every image, transparent.
+    tiles = np.pad(tiles, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
     inches = min(0.9, 14.0 / count)  # for the width of an image
-    ax = _axes(ax, (inches * count + 1.4, 2 * inches * height / width + 0.2))
-    _draw(ax, rows, "W")
+    ax = _axes(ax, (inches * count + 1.4, len(rows) * inches * height / width + 0.2))
+    _draw(ax, tiles, "W")
     ax.set_xticks([])
-    ax.set_yticks([height / 2 - 0.5, 1.5 * height - 0.5], labels=["original", "reconstruction"])
+    ax.set_yticks((np.arange(len(rows)) + 0.5) * (height + 2) - 0.5, labels=list(rows))
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     return ax
+
+
+def intervals(
+    draws: Mapping[str, ArrayLike],
+    ax: Axes | None = None,
+    *,
+    labels: Sequence[str] | None = None,
+    probabilities: tuple[float, float] = (0.5, 0.94),
+) -> Axes:
+    """Draw mean and two intervals of several quantities, one beneath the other: a forest plot.
+
+    The intervals have equal tails: that of probability p runs from the quantile (1 - p) / 2 to the
+    quantile (1 + p) / 2.
+
+    Args:
+      draws: draws of each quantity by its name, from the top: [S], or [S, K] for K of them side by
+        side in the row of that name, each with its colour.
+      ax: the Axes to draw on.
+      labels: the names of the K; their numbers if None.
+      probabilities: of the inner interval, which is drawn thick, and of the outer one.
+
+    Returns:
+      The Axes. Its x axis has no name yet.
+
+    Raises:
+      TypeError: `draws` is no mapping, or does not hold numbers.
+      ValueError: no quantities, wrong or different shapes, NaN, infinity, a number of labels that
+        is not K, or `probabilities` out of range.
+
+    Example:
+      >>> ax = intervals({"slope": np.linspace(0.0, 2.0, 101), "intercept": np.zeros(101)})
+      >>> [tick.get_text() for tick in ax.get_yticklabels()]
+      ['slope', 'intercept']
+    """
+    from matplotlib.lines import Line2D
+
+    rows = {
+        name: _numbers(f"draws[{name!r}]", values)
+        for name, values in _mapping("draws", draws).items()
+    }
+    shape = next(iter(rows.values())).shape
+    for name, row in rows.items():
+        if row.ndim not in (1, 2) or row.shape != shape:
+            raise ValueError(
+                f"draws must be [S] or [S, K], the same for all names, got {list(row.shape)} for "
+                f"{name!r}"
+            )
+    inner, outer = _probabilities(probabilities)
+    values = np.stack(list(rows.values())).reshape(len(rows), shape[0], -1)
+    count = values.shape[2]
+    names = [str(k) for k in range(count)] if labels is None else [*map(str, labels)]
+    if len(names) != count:
+        raise ValueError(f"labels must be {count} names, one for each column, got {len(names)}")
+    colours = _class_colours(count) if count > 1 else [_TERMS["loss"]]
+    ax = _axes(ax, (6.4 if count == 1 else 7.6, 1.1 + 0.13 * len(rows) * (1 + count)))
+    ax.axvline(0.0, color="0.6", linewidth=0.8, zorder=0)
+    for k, colour in enumerate(colours):
+        y = np.arange(len(rows)) + 0.7 * ((k + 0.5) / count - 0.5)
+        for probability, width in ((outer, 1.2), (inner, 4.0 if count == 1 else 3.0)):
+            tails = (0.5 * (1 - probability), 0.5 * (1 + probability))
+            low, high = np.quantile(values[..., k], tails, axis=1)
+            ax.hlines(y, low, high, color=colour, linewidth=width)
+        ax.plot(
+            values[..., k].mean(axis=1),
+            y,
+            linestyle="",
+            marker="o",
+            markersize=4.5 if count == 1 else 3.5,
+            color=colour,
+            markerfacecolor="white",
+        )
+    ax.set_yticks(range(len(rows)), labels=list(rows))
+    ax.tick_params(axis="y", length=0)
+    ax.set_ylim(len(rows) - 0.4, -0.6)  # the first name is the top
+    ax.grid(axis="x", alpha=0.3)
+    grey = _TERMS["loss"] if count == 1 else "0.4"
+    keys = []
+    if count > 1:
+        pairs = zip(colours, names, strict=True)
+        keys += [Line2D([], [], color=c, linewidth=3.0, label=name) for c, name in pairs]
+    keys += [
+        Line2D([], [], color=grey, linestyle="", marker="o", mfc="white", label="mean"),
+        Line2D([], [], color=grey, linewidth=4.0, label=f"{inner:.0%}"),
+        Line2D([], [], color=grey, linewidth=1.2, label=f"{outer:.0%}"),
+    ]
+    ax.legend(
+        handles=keys, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(keys), frameon=False
+    )
+    return ax
+
+
+def calibration(
+    labels: ArrayLike,
+    probs: ArrayLike,
+    ax: Axes | None = None,
+    *,
+    num_bins: int = 10,
+    probability: float = 0.94,
+) -> Axes:
+    """Draw how often what was predicted with some probability came true.
+
+    The predictions go into bins of the same width. The point of a bin is at the mean of its
+    predictions and the share of ones among its labels; beside it stands how many there are. The
+    bar is the interval of Jeffreys for the true share, from its quantiles
+
+        q(u) = Beta^-1(u; k + 1/2, n - k + 1/2),   k ones among n labels
+
+    with equal tails. Where it meets the diagonal, the predictions may be right.
+
+    Args:
+      labels: what came, 0 or 1, [N].
+      probs: the probabilities of 1 that were predicted, [N].
+      ax: the Axes to draw on.
+      num_bins: number of bins from 0 to 1; those without a prediction are left out.
+      probability: of the interval.
+
+    Returns:
+      The Axes.
+
+    Raises:
+      TypeError: the arguments do not hold numbers.
+      ValueError: wrong shapes, labels other than 0 and 1, or probabilities out of range.
+
+    Example:
+      >>> ax = calibration([0, 0, 1, 1], [0.1, 0.2, 0.7, 0.9], num_bins=2)
+      >>> [text.get_text() for text in ax.texts]
+      ['2', '2']
+
+    Source: Brown, Cai and DasGupta, "Interval Estimation for a Binomial Proportion", 2001.
+    """
+    found, predicted = _numbers("labels", labels), _numbers("probs", probs)
+    if found.ndim != 1 or found.shape != predicted.shape:
+        raise ValueError(
+            "labels and probs must be [N], one probability for each label, got "
+            f"{list(found.shape)} and {list(predicted.shape)}"
+        )
+    if not np.isin(found, (0, 1)).all():
+        raise ValueError(f"labels must be 0 or 1, got {found[~np.isin(found, (0, 1))][0]}")
+    _check_between_0_and_1("probs", predicted)
+    if not isinstance(num_bins, numbers.Integral) or num_bins < 1:
+        raise ValueError(f"num_bins must be a positive integer, got {num_bins!r}")
+    (probability,) = _probabilities((probability,))
+    bins = np.minimum((predicted * num_bins).astype(int), num_bins - 1)
+    counts = np.bincount(bins, minlength=num_bins)
+    kept = counts > 0
+    counts = counts[kept]
+    ones = np.bincount(bins, found, minlength=num_bins)[kept]
+    means = np.bincount(bins, predicted, minlength=num_bins)[kept] / counts
+    shares = ones / counts
+    low, high = (
+        betaincinv(ones + 0.5, counts - ones + 0.5, u)
+        for u in (0.5 * (1 - probability), 0.5 * (1 + probability))
+    )
+    ax = _axes(ax, (5.0, 5.0))
+    ax.plot([0, 1], [0, 1], color="0.6", linewidth=1.0, linestyle="--", zorder=0)
+    ax.vlines(means, low, high, color=_TERMS["loss"], linewidth=1.5)
+    ax.plot(means, shares, linestyle="", marker="o", color=_TERMS["loss"])
+    for mean, share, count in zip(means, shares, counts, strict=True):
+        # Towards the middle of the picture, where there is room, and off the bar.
+        side, up = (1 if mean < 0.5 else -1), (1 if share < 0.5 else -1)
+        ax.annotate(
+            str(count),
+            (mean, share),
+            xytext=(4 * side, 8 * up),
+            textcoords="offset points",
+            ha="left" if side > 0 else "right",
+            va="center",
+            fontsize="small",
+        )
+    ax.set_xlim(-0.03, 1.03)
+    ax.set_ylim(-0.03, 1.03)
+    ax.set_aspect("equal")
+    ax.grid(alpha=0.3)
+    ax.set_xlabel("predicted probability, mean of the bin")
+    ax.set_ylabel(f"share of ones, with {probability:.0%} interval")
+    return ax
+
+
+def contours(
+    x1: ArrayLike,
+    x2: ArrayLike,
+    values: ArrayLike,
+    ax: Axes | None = None,
+    *,
+    levels: ArrayLike | None = None,
+    label: str = "",
+    cmap: Any = "viridis",
+    line: float | None = None,
+    points: ArrayLike | None = None,
+    labels: ArrayLike | None = None,
+) -> Axes:
+    """Draw a quantity over a plane as filled contours with a colour bar, and data points on top.
+
+    Args:
+      x1: the horizontal coordinates of the grid, increasing, [M].
+      x2: the vertical ones, [N].
+      values: the quantity on the grid, [N, M]: a row for each of x2.
+      ax: the Axes to draw on.
+      levels: where the colours change, increasing; ten round numbers if None.
+      label: the name of the quantity, beside the colour bar.
+      cmap: a colour map of matplotlib or its name.
+      line: a value at which a black line is drawn, such as 0.5 for the boundary of a decision.
+      points: data [P, 2].
+      labels: the class of each point [P], integers or strings; each has its colour, its marker and
+        its entry in a legend.
+
+    Returns:
+      The Axes.
+
+    Raises:
+      TypeError: an argument does not hold numbers.
+      ValueError: wrong shapes, NaN, infinity, coordinates or levels that do not increase, or labels
+        without points.
+
+    Example:
+      >>> x = np.linspace(-1, 1, 11)
+      >>> ax = contours(x, x, np.hypot(x, x[:, np.newaxis]), label="distance")
+      >>> ax.figure.axes[-1].get_ylabel()
+      'distance'
+    """
+    x1, x2 = _increasing("x1", x1), _increasing("x2", x2)
+    values = _numbers("values", values)
+    if values.shape != (len(x2), len(x1)):
+        raise ValueError(
+            f"values must be [{len(x2)}, {len(x1)}], a row for each of x2 and a column for each of "
+            f"x1, got {list(values.shape)}"
+        )
+    classes = _classes_of_points(points, labels)
+    ax = _axes(ax, (6.4, 5.0))
+    steps: Any = 10 if levels is None else _increasing("levels", levels)
+    filled = ax.contourf(x1, x2, values, levels=steps, cmap=cmap)
+    ax.figure.colorbar(filled, ax=ax, label=label)
+    if line is not None:
+        ax.contour(x1, x2, values, levels=[line], colors="black", linewidths=1.5)
+    markers = "o^sDvP*X<>"
+    for k, (name, found) in enumerate(classes.items()):
+        ax.scatter(
+            found[:, 0],
+            found[:, 1],
+            s=float(np.clip(6e3 / len(found), 8, 28)),
+            marker=markers[k % len(markers)],
+            color=_class_colours(len(classes))[k],
+            edgecolors="black",
+            linewidths=0.5,
+            alpha=0.9,
+            label=name,
+        )
+    if labels is not None:
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(classes), frameon=False)
+    ax.set_xlim(x1[0], x1[-1])
+    ax.set_ylim(x2[0], x2[-1])
+    return ax
+
+
+def class_bars(
+    probs: ArrayLike,
+    labels: ArrayLike,
+    names: Sequence[str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the predicted class probabilities of each example as a bar of as many colours.
+
+    The examples stand side by side, those of a class together, the most certain ones on the left.
+    The lowest part of a bar is the probability of the class that the example is of. A cross above
+    the bar marks an example of which another class was the most probable.
+
+    Args:
+      probs: the probabilities, [N, K].
+      labels: the classes that came, numbered from 0, [N].
+      names: the names of the K classes; their numbers if None.
+      ax: the Axes to draw on.
+
+    Returns:
+      The Axes.
+
+    Raises:
+      TypeError: the arguments do not hold numbers.
+      ValueError: wrong shapes, labels that are no class, probabilities that are out of range or
+        do not add up to one, or a number of names that is not K.
+
+    Example:
+      >>> ax = class_bars([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]], [0, 1, 1], ["no", "yes"])
+      >>> [tick.get_text() for tick in ax.get_xticklabels()]
+      ['no (1)', 'yes (2)']
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    probs, found = _numbers("probs", probs), _numbers("labels", labels)
+    if probs.ndim != 2 or found.shape != probs.shape[:1]:
+        raise ValueError(
+            "probs and labels must be [N, K] and [N], got "
+            f"{list(probs.shape)} and {list(found.shape)}"
+        )
+    _check_between_0_and_1("probs", probs)
+    if (np.abs(probs.sum(axis=1) - 1) > 1e-3).any():
+        raise ValueError("probs must add up to one in every row")
+    size = probs.shape[1]
+    if not np.isin(found, range(size)).all():
+        raise ValueError(f"labels must be classes 0 to {size - 1}")
+    titles = [str(k) for k in range(size)] if names is None else [*map(str, names)]
+    if len(titles) != size:
+        raise ValueError(f"names must be {size}, one for each class, got {len(titles)}")
+    colours = _class_colours(size)
+    ax = _axes(ax, (9.0, 3.4))
+    start, ticks = 0, {}
+    for k in (k for k in range(size) if (found == k).any()):
+        own = probs[found == k]
+        own = own[np.argsort(-own[:, k], kind="stable")]
+        x = start + np.arange(len(own))
+        bottom = np.zeros(len(own))
+        for j in (k, *(j for j in range(size) if j != k)):
+            ax.bar(x, own[:, j], width=1.0, bottom=bottom, color=colours[j], linewidth=0)
+            bottom += own[:, j]
+        wrong = x[own.argmax(axis=1) != k]
+        ax.plot(wrong, np.full(len(wrong), 1.04), "x", color="black", markersize=5)
+        ticks[f"{titles[k]} ({len(own)})"] = x.mean()
+        start += len(own) + max(1, len(found) // 60)  # a gap between the classes
+    ax.set_xticks(list(ticks.values()), labels=list(ticks))
+    ax.tick_params(axis="x", length=0)
+    ax.set_xlim(-1.0, start)
+    ax.set_ylim(0.0, 1.09)
+    ax.set_yticks(np.linspace(0, 1, 6))
+    ax.set_xlabel("class (number of examples)")
+    ax.set_ylabel("predicted probability")
+    keys: list[Any] = [Patch(color=c, label=t) for c, t in zip(colours, titles, strict=True)]
+    keys.append(Line2D([], [], color="black", linestyle="", marker="x", label="wrong"))
+    ax.legend(
+        handles=keys, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(keys), frameon=False
+    )
+    return ax
+
+
+def _grey_range(images: np.ndarray) -> tuple[float, float]:
+    """The grey levels of black and white."""
+    black, white = min(0.0, float(images.min())), float(images.max())
+    return (black, white) if white > black else (black, black + 1.0)
 
 
 def _axes(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
@@ -397,6 +818,73 @@ def _images(name: str, value: Any) -> np.ndarray:
                 f"got {array.min():.3g} to {array.max():.3g}"
             )
     return array
+
+
+def _mapping(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a mapping from names, got {type(value).__name__}")
+    if not value:
+        raise ValueError(f"{name} must not be empty")
+    return {str(key): item for key, item in value.items()}
+
+
+def _probabilities(values: tuple[float, ...]) -> list[float]:
+    """Make floats of increasing probabilities of intervals."""
+    found = [float(value) for value in values]
+    if not all(low < high for low, high in itertools.pairwise([0.0, *found, 1.0])):
+        raise ValueError(
+            f"probabilities must be between 0 and 1 and increase, got {', '.join(map(str, found))}"
+        )
+    return found
+
+
+def _check_between_0_and_1(name: str, values: np.ndarray) -> None:
+    if values.min() < 0 or values.max() > 1:
+        raise ValueError(f"{name} must be in [0, 1], got {values.min():.3g} to {values.max():.3g}")
+
+
+def _increasing(name: str, value: Any) -> np.ndarray:
+    array = _numbers(name, value)
+    if array.ndim != 1 or len(array) < 2 or (np.diff(array) <= 0).any():
+        raise ValueError(f"{name} must be at least two increasing numbers")
+    return array
+
+
+def _classes_of_points(points: Any, labels: Any) -> dict[str, np.ndarray]:
+    """Split points [P, 2] by their label."""
+    if points is None:
+        if labels is not None:
+            raise ValueError("labels are of points, got no points")
+        return {}
+    array = _numbers("points", points)
+    if array.ndim != 2 or array.shape[1] != 2:
+        raise ValueError(f"points must be [P, 2], got {list(array.shape)}")
+    if labels is None:
+        return {"": array}
+    found = np.asarray(labels)
+    if found.shape != (len(array),) or found.dtype.kind not in "biuU":
+        raise ValueError(
+            f"labels must be {len(array)} integers or strings, one for each point, got "
+            f"{found.dtype} {list(found.shape)}"
+        )
+    return {str(name): array[found == name] for name in np.unique(found)}
+
+
+def _draw_rows(rows: dict[str, np.ndarray], ax: Axes | None) -> Axes:
+    """Draw named rows of images [N, H, W, C], all of the same shape."""
+    images = np.stack(list(rows.values()))
+    # A margin of one pixel around every image: without colour in grey pictures, white in others.
+    margin = np.nan if images.shape[-1] == 1 else 1.0
+    tiles = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=margin)
+    count, height, width = tiles.shape[1:4]
+    inches = min(0.9, 14.0 / count)  # for the width of an image
+    ax = _axes(ax, (inches * count + 1.4, len(rows) * inches * height / width + 0.2))
+    _draw(ax, tiles, "W")
+    ax.set_xticks([])
+    ax.set_yticks((np.arange(len(rows)) + 0.5) * height - 0.5, labels=list(rows))
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return ax
 
 
 def _draw(ax: Axes, tiles: np.ndarray, anchor: str) -> None:

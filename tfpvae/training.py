@@ -75,12 +75,24 @@ class ProbabilisticModel(keras.Model):
         self._has_metrics = False
 
     def example_losses(self, x: Any, y: Any, training: bool) -> tuple[Any, dict[str, Any], Any]:
-        """The loss of each example `[B]`, its terms `[B]` by name, and the prediction."""
+        """The loss of each example `[B]`, its terms by name, and the prediction.
+
+        A term is `[B]`, or a scalar if it belongs to the model and not to the examples.
+        """
         raise NotImplementedError
+
+    def total_loss(self, losses: Any, terms: dict[str, Any], weight: Any) -> Any:
+        """The loss of a batch: the mean of the examples', and the networks' own regularizers."""
+        return _total(_mean(losses, weight), self.losses)
 
     def check_data(self, x: np.ndarray, y: np.ndarray | None, arguments: tuple[str, str]) -> None:
         """Raise ValueError unless the model can be trained on inputs x and targets y, or x's."""
         raise NotImplementedError
+
+    @property
+    def takes_missing(self) -> bool:
+        """Whether NaN in the data stands for what is missing; otherwise it is refused."""
+        return False
 
     def prepare(self, x: Any) -> Any:
         """The data as the networks take them: preprocessed, in floating point."""
@@ -137,7 +149,7 @@ class ProbabilisticModel(keras.Model):
             x = self.prepare(x)
             y = x if y is None else y
             losses, terms, prediction = self.example_losses(x, y, training=True)
-            loss = _total(_mean(losses, weight), self.losses)
+            loss = self.total_loss(losses, terms, weight)
             # Keras adds up the gradients of the replicas.
             scaled = loss / self.distribute_strategy.num_replicas_in_sync
         self.optimizer.minimize(scaled, self.trainable_variables, tape=tape)
@@ -150,7 +162,7 @@ class ProbabilisticModel(keras.Model):
             x = self.prepare(x)
             y = x if y is None else y
             losses, terms, prediction = self.example_losses(x, y, training=False)
-        loss = _total(_mean(losses, weight), self.losses)
+        loss = self.total_loss(losses, terms, weight)
         return self._log(loss, terms, y, prediction, weight)
 
     def make_train_function(self, force: bool = False) -> Any:
@@ -379,14 +391,14 @@ class ProbabilisticModel(keras.Model):
 
     def _checked(self, names: tuple[str, str, str], x: Any, y: Any, weight: Any) -> inputs.Data:
         """The data, checked before any step is taken."""
-        data = inputs.read(names, x, y, weight)
+        data = inputs.read(names, x, y, weight, self.takes_missing)
         self._check_arrays(names, *data.sample[:2])
         return data
 
     def _check_arrays(self, names: tuple[str, ...], x: np.ndarray, y: np.ndarray | None) -> None:
         if not self.built:
             with self.distribute_strategy.scope():
-                _build(self, names[0], x.shape)
+                build(self, names[0], x.shape)
         self.check_data(x, y, (names[0], names[0] if y is None else names[1]))
 
     def _log(self, loss: Any, terms: Any, y: Any, prediction: Any, weight: Any) -> dict[str, Any]:
@@ -435,7 +447,8 @@ def _rows(data: inputs.Data | None) -> Any:
     return None if data is None or data.first else execution.place(*data[:3])
 
 
-def _build(model: Any, argument: str, shape: tuple[int, ...]) -> None:
+def build(model: Any, argument: str, shape: tuple[int, ...]) -> None:
+    """Build a model for data of this shape; ValueError if its networks do not take them."""
     try:
         model.build((None, *shape[1:]))
     except (ValueError, tf.errors.InvalidArgumentError) as error:
@@ -445,8 +458,11 @@ def _build(model: Any, argument: str, shape: tuple[int, ...]) -> None:
 
 
 def _mean(values: Any, weight: Any) -> Any:
-    """The weighted sum over the examples by their number, as Keras averages a loss."""
-    if weight is not None:
+    """The weighted sum over the examples by their number, as Keras averages a loss.
+
+    A term without an axis belongs to the model and not to the examples: it has no weights.
+    """
+    if weight is not None and values.shape.rank:
         values = values * tf.cast(tf.reshape(weight, tf.shape(values)), values.dtype)
     return tf.reduce_mean(values)
 
