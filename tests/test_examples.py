@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tf_keras as keras
+from scipy import stats
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -30,7 +31,18 @@ def run(monkeypatch):
 
 
 def test_every_example_has_a_test():
-    assert set(SCRIPTS) == {"common", "conv_vae", "mlp_vae", "stock_tfp_faults"}
+    assert set(SCRIPTS) == {
+        "bayesian_network",  # tests/test_weights.py
+        "breast_cancer",
+        "common",
+        "conv_vae",
+        "count_vae",
+        "impute",
+        "logistic_from_blocks",  # tests/test_weights.py
+        "mlp_vae",
+        "stock_tfp_faults",
+        "wine",
+    }
 
 
 @pytest.mark.parametrize("name", ["mlp_vae", "conv_vae"])
@@ -49,13 +61,100 @@ def test_vae_examples(name, run, tmp_path, capsys):
     assert vae.sample(3, seed=0).shape[0] == 3
 
 
-@pytest.mark.parametrize("name", ["mlp_vae", "conv_vae"])
+def test_imputing_example(run, tmp_path, capsys):
+    small = ("--epochs", 15, "--num-samples", 50, "--max-iter", 1)
+    run("impute", *small, "--output", tmp_path / "made")
+    assert {path.name for path in (tmp_path / "made").iterdir()} == {"imputed.png", "model.keras"}
+    printed = capsys.readouterr().out
+    errors = dict(re.findall(r"^  (\S.*?)  +(0\.\d+)$", printed, re.MULTILINE))
+    assert len(errors) == 4
+    assert float(errors["VAE"]) < 0.9 * float(errors["column mean of the training images"])
+    page = (ROOT / "docs" / "missing.md").read_text()
+    shown = dict(re.findall(r"^      (\S.*?)  +(0\.\d+)$", page, re.MULTILINE))
+    assert set(shown) == {*errors, "IterativeImputer(max_iter=10)"}
+    for name in set(errors) - {"VAE"}:  # The others' numbers need no training.
+        assert float(errors[name]) == pytest.approx(float(shown[name]), abs=0.002), name
+    assert isinstance(keras.models.load_model(tmp_path / "made" / "model.keras"), keras.Model)
+
+
+@pytest.mark.parametrize("name", ["mlp_vae", "conv_vae", "impute"])
 def test_help(name, run, capsys):
     with pytest.raises(SystemExit, match="0"):
         run(name, "--help")
     text = capsys.readouterr().out
-    for option in ("--dataset", "--epochs", "--seed", "--output", "--batch-size"):
+    options = ["--epochs", "--seed", "--output", "--batch-size"]
+    for option in options + ["--dataset"] * (name != "impute"):
         assert option in text
+
+
+REGRESSIONS = {
+    "breast_cancer": {"coefficients", "calibration", "plane"},
+    "wine": {"coefficients", "probabilities"},
+}
+
+
+@pytest.mark.parametrize("name", REGRESSIONS)
+def test_regression_examples(name, run, tmp_path, capsys):
+    run(name, "--steps", 20, "--folds", 2, "--output", tmp_path)
+    pictures = {path.name for path in tmp_path.iterdir()}
+    assert pictures == {f"{name}_{picture}.png" for picture in REGRESSIONS[name]}
+    printed = capsys.readouterr().out
+    assert re.search(r"^ +mean +sd +3% +97%\n(mean radius|alcohol\[class_0\]) ", printed)
+    scores = re.findall(r"^(\w+Regression) +([\d.]+) +(-[\d.]+)$", printed, re.MULTILINE)
+    assert [title for title, *_ in scores] == ["BayesianRegression", "LogisticRegression"]
+    for _, accuracy, log_score in scores:
+        assert float(accuracy) > 0.93
+        assert -0.2 < float(log_score) < -0.03  # of guessing by the classes' shares -0.66 and -1.09
+
+
+def test_count_example_brings_densities_to_one_scale(run, tmp_path, capsys):
+    run("count_vae", "--epochs", 1, "--num-samples", 2, "--output", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["count_vae.png"]
+    printed = capsys.readouterr().out
+    table = r"^ *(Bernoulli|Normal.*?|Binomial|DiscretizedLogistic)  +(-?\d.*) (\d+\.\d)  (\w+)$"
+    rows = re.findall(table, printed, re.MULTILINE)
+    shown = re.findall(table, (ROOT / "docs" / "likelihoods.md").read_text(), re.MULTILINE)
+    assert [row[0::3] for row in rows] == [row[0::3] for row in shown]
+    assert len(rows) == 5
+    for name, columns, _, of in rows:
+        scored, *others = columns.split()
+        if of == "nothing":
+            assert others == ["none"]
+        elif of == "probability":
+            assert others == [scored]
+            assert -400 < float(scored) < -64  # all 17 levels alike would give -181
+        else:
+            by_width, true = map(float, others)
+            assert float(scored) - by_width == pytest.approx(64 * np.log(16), abs=0.11)
+            # After one epoch the scales are far wider than a level. What the rule is short of is,
+            # to second order, (1/16)^2 / (24 scale^2) * (squared error / scale^2 - 1) a pixel.
+            lowest = 0.1 if name == "Normal, scale 0.15" else -0.1
+            assert lowest < true - by_width < 3.0
+
+
+def test_count_examples_probability_of_a_level_is_an_integral():
+    log_prob_of_levels = runpy.run_path(str(EXAMPLES / "count_vae.py"))["log_prob_of_levels"]
+    x, loc, scale = np.meshgrid(np.arange(17.0), [-0.3, 0.0, 7.4], [0.05, 0.4, 2.4, 40.0])
+    found = log_prob_of_levels(x, loc, scale)
+    normal = stats.norm(loc, scale)
+    left = normal.cdf(x + 0.5) - normal.cdf(x - 0.5)
+    right = normal.sf(x - 0.5) - normal.sf(x + 0.5)
+    near = np.abs(x - loc) < 6 * scale
+    np.testing.assert_allclose(np.exp(found[near]), np.where(x < loc, left, right)[near], rtol=1e-9)
+    assert np.isfinite(found).all()
+    # The density times the width, 1 here, is as good where the density is flat.
+    flat = scale == 40.0
+    np.testing.assert_allclose(found[flat], normal.logpdf(x)[flat], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["breast_cancer", "count_vae", "wine"])
+def test_help_and_hint_without_scikit_learn(name, run, monkeypatch, capsys, tmp_path):
+    with pytest.raises(SystemExit, match="0"):
+        run(name, "--help")
+    assert "--output" in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(SystemExit, match=r"pip install 'tfpvae\[data\]'"):
+        run(name, "--output", tmp_path)
 
 
 def test_convolutional_example_has_the_tutorials_networks(run, monkeypatch):

@@ -27,6 +27,11 @@ FUNCTIONS = {
     "latent_plane": lambda ax=None: plotting.latent_plane(X[:, 0, :2], range(9), ax),
     "manifold": lambda ax=None: plotting.manifold(X, ax, z=plotting.prior_grid(3)),
     "reconstructions": lambda ax=None: plotting.reconstructions(X, X / 2, ax),
+    "image_rows": lambda ax=None: plotting.image_rows({"first": X, "second": X / 2}, ax),
+    "intervals": lambda ax=None: plotting.intervals({"a long name": X[0], "b": X[1]}, ax),
+    "calibration": lambda ax=None: plotting.calibration(X[:, 0, 0] > 0.5, X[:, 0, 1], ax),
+    "contours": lambda ax=None: plotting.contours(range(6), range(4), X[0], ax, label="a name"),
+    "class_bars": lambda ax=None: plotting.class_bars(np.eye(3), [0, 1, 2], None, ax),
 }
 
 
@@ -377,3 +382,193 @@ class TestReconstructions:
     def test_bad_input(self, originals, reconstructed, error, message):
         with pytest.raises(error, match=message):
             plotting.reconstructions(originals, reconstructed)
+
+
+class TestImageRows:
+    def test_rows_in_their_order_on_one_grey_scale(self):
+        rows = {"a": X, "b": X + 7, "c": X / 2}
+        ax = plotting.image_rows(rows)
+        shown = picture(ax)
+        assert texts(ax.get_yticklabels()) == ["a", "b", "c"]
+        for tick, images in zip(ax.get_yticks(), rows.values(), strict=True):
+            row = round(tick - 2.5)
+            for i, image in enumerate(images):
+                np.testing.assert_array_equal(
+                    shown[row + 1 : row + 5, 8 * i + 1 : 8 * i + 7], image
+                )
+        assert ax.images[0].get_clim() == (0, (X + 7).max())
+
+    @pytest.mark.parametrize(
+        ("rows", "error", "message"),
+        [
+            ({}, ValueError, "rows must not be empty"),
+            (X, TypeError, "rows must be a mapping from names, got ndarray"),
+            ({"a": X, "b": X[:8]}, ValueError, r"rows must be as many .*'b' \[8, 4, 6, 1\]"),
+            ({"a": X * np.nan}, ValueError, r"rows\['a'\] must be finite"),
+        ],
+    )
+    def test_bad_input(self, rows, error, message):
+        with pytest.raises(error, match=message):
+            plotting.image_rows(rows)
+
+
+def segments(collection):
+    """The ends of vertical or horizontal lines, [N, 2, 2]."""
+    return np.array(collection.get_segments())
+
+
+class TestIntervals:
+    def test_quantiles_and_means_from_the_top(self):
+        draws = np.random.default_rng(0).permutation(101.0 + np.arange(101))
+        ax = plotting.intervals({"a": draws, "b": -draws})
+        assert texts(ax.get_yticklabels()) == ["a", "b"]
+        assert ax.yaxis_inverted()
+        outer, inner = (segments(lines) for lines in ax.collections)
+        for found, (low, high) in ((outer, (104, 198)), (inner, (126, 176))):
+            np.testing.assert_allclose(found[..., 0], [[low, high], [-high, -low]])
+            np.testing.assert_array_equal(found[:, 0, 1], ax.get_yticks())
+        assert ax.collections[0].get_linewidth()[0] < ax.collections[1].get_linewidth()[0]
+        np.testing.assert_allclose(ax.lines[-1].get_xdata(), [151, -151])
+        assert texts(ax.get_legend().texts) == ["mean", "50%", "94%"]
+
+    def test_several_columns_have_their_colours(self):
+        draws = np.arange(200.0).reshape(100, 2)
+        ax = plotting.intervals({"a": draws, "b": 0 * draws}, labels=["no", "yes"])
+        assert texts(ax.get_legend().texts) == ["no", "yes", "mean", "50%", "94%"]
+        keys = ax.get_legend().legend_handles[:2]
+        means = ax.lines[1:]  # after the line at zero
+        for line, key, mean in zip(means, keys, (99.0, 100.0), strict=True):
+            assert line.get_color() == key.get_color()
+            np.testing.assert_allclose(line.get_xdata(), [mean, 0.0])
+        above, below = (line.get_ydata() for line in means)
+        assert (above < below).all()  # the axis runs downwards
+        assert (np.abs(np.stack([above, below]) - [0, 1]) < 0.5).all()
+
+    @pytest.mark.parametrize(
+        ("draws", "kwargs", "error", "message"),
+        [
+            (X[0], {}, TypeError, "draws must be a mapping from names"),
+            ({}, {}, ValueError, "draws must not be empty"),
+            ({"a": [1.0], "b": [1.0, 2.0]}, {}, ValueError, r"draws must be .* got \[2\] for 'b'"),
+            ({"a": X}, {}, ValueError, r"draws must be .* got \[9, 4, 6\] for 'a'"),
+            ({"a": [np.nan]}, {}, ValueError, r"draws\['a'\] must be finite"),
+            ({"a": X[0]}, {"labels": ["b"]}, ValueError, "labels must be 6 names"),
+            ({"a": [1.0]}, {"probabilities": (0.9, 0.5)}, ValueError, "increase, got 0.9, 0.5"),
+            ({"a": [1.0]}, {"probabilities": (0.9, 1.0)}, ValueError, "between 0 and 1"),
+        ],
+    )
+    def test_bad_input(self, draws, kwargs, error, message):
+        with pytest.raises(error, match=message):
+            plotting.intervals(draws, **kwargs)
+
+
+class TestCalibration:
+    def test_shares_counts_and_intervals(self):
+        probs = np.array([0.0, 0.1, 0.14, 0.45, 0.5, 0.95, 0.97, 1.0])
+        labels = np.array([0, 0, 1, 0, 1, 1, 1, 1])
+        ax = plotting.calibration(labels, probs, num_bins=5, probability=0.9)
+        line = ax.lines[-1]
+        # The bins [0, 0.2), [0.4, 0.6) and [0.8, 1]; by hand.
+        np.testing.assert_allclose(line.get_xdata(), [0.08, 0.475, 2.92 / 3])
+        np.testing.assert_allclose(line.get_ydata(), [1 / 3, 1 / 2, 1.0])
+        assert texts(ax.texts) == ["3", "2", "3"]
+        bars = segments(ax.collections[0])
+        np.testing.assert_allclose(bars[:, 0, 0], line.get_xdata())
+        for bar, ones, count in zip(bars, (1, 1, 3), (3, 2, 3), strict=True):
+            posterior = stats.beta(ones + 0.5, count - ones + 0.5)
+            np.testing.assert_allclose(bar[:, 1], posterior.ppf([0.05, 0.95]))
+
+    @pytest.mark.parametrize(
+        ("labels", "probs", "kwargs", "message"),
+        [
+            ([0, 1], [0.5], {}, r"labels and probs must be \[N\].* got \[2\] and \[1\]"),
+            ([0, 2], [0.5, 0.5], {}, "labels must be 0 or 1, got 2"),
+            ([0, 1], [0.5, 1.5], {}, r"probs must be in \[0, 1\], got 0.5 to 1.5"),
+            ([0, 1], [0.5, 0.5], {"num_bins": 0}, "num_bins must be a positive integer, got 0"),
+            ([0, 1], [0.5, 0.5], {"probability": 94}, "between 0 and 1"),
+        ],
+    )
+    def test_bad_input(self, labels, probs, kwargs, message):
+        with pytest.raises(ValueError, match=message):
+            plotting.calibration(labels, probs, **kwargs)
+
+
+class TestContours:
+    x1, x2 = np.linspace(0, 3, 31), np.linspace(-1, 1, 21)
+
+    def test_a_row_of_values_for_each_of_x2(self):
+        values = self.x1 + 10 * self.x2[:, np.newaxis]
+        ax = plotting.contours(self.x1, self.x2, values, line=5.0, label="height")
+        assert ax.figure.axes[-1].get_ylabel() == "height"
+        line = ax.collections[-1].get_paths()[0].vertices
+        np.testing.assert_allclose(line[:, 0] + 10 * line[:, 1], 5.0)
+        assert (*ax.get_xlim(), *ax.get_ylim()) == (0, 3, -1, 1)
+
+    def test_points_by_class(self):
+        values = np.zeros((21, 31)) + self.x1
+        points = np.array([[0.5, 0.0], [1.0, 0.5], [2.0, -0.5]])
+        ax = plotting.contours(
+            self.x1, self.x2, values, points=points, labels=["b", "a", "b"], levels=[0.0, 1.0, 3.0]
+        )
+        assert texts(ax.get_legend().texts) == ["a", "b"]
+        found = {c.get_label(): c for c in ax.collections if c.get_label() in ("a", "b")}
+        np.testing.assert_array_equal(found["a"].get_offsets(), points[1:2])
+        np.testing.assert_array_equal(found["b"].get_offsets(), points[::2])
+        colours = [to_hex(c.get_facecolor()[0]) for c in found.values()]
+        assert colours[0] != colours[1]
+        np.testing.assert_array_equal(ax.collections[0].levels, [0.0, 1.0, 3.0])
+
+    @pytest.mark.parametrize(
+        ("kwargs", "message"),
+        [
+            ({"values": np.zeros((31, 21))}, r"values must be \[21, 31\], .* got \[31, 21\]"),
+            ({"x1": x1[::-1]}, "x1 must be at least two increasing numbers"),
+            ({"levels": [1.0, 0.0]}, "levels must be at least two increasing numbers"),
+            ({"points": np.zeros((4, 3))}, r"points must be \[P, 2\], got \[4, 3\]"),
+            ({"labels": [0, 1]}, "labels are of points, got no points"),
+            ({"points": np.zeros((4, 2)), "labels": [0]}, "labels must be 4 integers or strings"),
+            ({"points": np.zeros((1, 2)), "labels": [0.5]}, "labels must be 1 integers or strings"),
+        ],
+    )
+    def test_bad_input(self, kwargs, message):
+        default = {"x1": self.x1, "x2": self.x2, "values": np.zeros((21, 31))}
+        with pytest.raises(ValueError, match=message):
+            plotting.contours(**default | kwargs)
+
+
+class TestClassBars:
+    PROBS = np.array([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.9, 0.1, 0.0], [0.5, 0.2, 0.3]])
+
+    def test_own_class_lowest_and_the_most_certain_first(self):
+        ax = plotting.class_bars(self.PROBS, [0, 1, 0, 1], ["a", "b", "c"])
+        bars = {}
+        for bar in ax.patches:
+            bars.setdefault(round(bar.get_x() + 0.5), []).append(bar)
+        heights = [[bar.get_height() for bar in bars[x]] for x in sorted(bars)]
+        # Of class a the third and the first, of class b the second and the fourth.
+        expected = [[0.9, 0.1, 0.0], [0.6, 0.3, 0.1], [0.7, 0.2, 0.1], [0.2, 0.5, 0.3]]
+        np.testing.assert_allclose(heights, expected)
+        for column in bars.values():
+            tops = np.cumsum([bar.get_height() for bar in column])
+            np.testing.assert_allclose([bar.get_y() for bar in column], [0, *tops[:-1]])
+        assert texts(ax.get_xticklabels()) == ["a (2)", "b (2)"]
+        keys = ax.get_legend().legend_handles[:3]
+        order = [to_hex(key.get_facecolor()) for key in keys]
+        last = [to_hex(bar.get_facecolor()) for bar in bars[max(bars)]]
+        assert last == [order[1], order[0], order[2]]
+        crosses = np.concatenate([line.get_xdata() for line in ax.lines])
+        assert crosses.tolist() == [max(bars)]
+
+    @pytest.mark.parametrize(
+        ("probs", "labels", "names", "message"),
+        [
+            (PROBS, [0, 1], None, r"probs and labels must be .* got \[4, 3\] and \[2\]"),
+            (PROBS, [0, 1, 2, 3], None, "labels must be classes 0 to 2"),
+            (PROBS / 2, [0, 1, 2, 0], None, "probs must add up to one"),
+            (PROBS - 0.5, [0, 1, 2, 0], None, r"probs must be in \[0, 1\]"),
+            (PROBS, [0, 1, 2, 0], ["a"], "names must be 3, one for each class, got 1"),
+        ],
+    )
+    def test_bad_input(self, probs, labels, names, message):
+        with pytest.raises(ValueError, match=message):
+            plotting.class_bars(probs, labels, names)
