@@ -52,6 +52,8 @@ ALLOWED = {
         "regularizers",
         "training",
     },
+    "estimators": {"checks", "likelihoods", "posteriors", "priors", "regression"},
+    "arviz_export": {"checks", "likelihoods", "noise"},
     "weights": {"blocks", "checks", "noise", "posteriors", "priors", "regularizers"},
     "evaluation": {"checks", "noise", "training"},
     "models": {

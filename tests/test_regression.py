@@ -86,6 +86,15 @@ def test_linear_regression_predicts_with_the_exact_spread(linear, linear_data, r
     np.testing.assert_allclose(p.log_prob(mean + sd), stats.norm.logpdf(1) - np.log(sd), atol=0.1)
 
 
+def test_the_likelihood_at_each_draw(linear, linear_data, rng):
+    new = rng.normal(size=(7, 3))
+    p = linear.conditional_distribution(new, num_samples=4000)
+    assert p.batch_shape == (7, 4000)
+    mean, sd = Linear(*linear_data, 0.5).predictive(new)
+    np.testing.assert_allclose(p.mean().numpy().mean(axis=1), mean, atol=0.02)
+    np.testing.assert_allclose(p.mean().numpy().std(axis=1) ** 2, sd**2 - 0.25, rtol=0.1)
+
+
 def test_mean_field_has_the_means_and_known_too_small_sds(linear_data):
     exact = Linear(*linear_data, 0.5)
     model = BayesianRegression(

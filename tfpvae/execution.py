@@ -21,7 +21,7 @@ WORTHWHILE_STEPS = 1000
 # enough that memory stays small and the progress bar moves.
 _CALLS_PER_EPOCH = 8
 _MIN_BATCHES, _MAX_BATCHES = 32, 1024
-_MAX_BYTES = 2**26
+_MAX_BYTES = 2**24
 _MAX_BYTES_INFERENCE = 2**28
 _NUMBER = tf.TensorSpec([], tf.int32)
 _EAGER_CONTEXT = tf.__internal__.autograph.control_status_ctx()

@@ -573,17 +573,22 @@ class BayesianRegression(training.ProbabilisticModel):
                 slope = gradient(v)[1]
             return tape.jacobian(slope, v)
 
-        compiled = tf.function(gradient, autograph=False)
+        def compiled(function: Any) -> Any:
+            # By hand: TensorFlow warns of functions that are traced again, as by the next model.
+            spec = tf.TensorSpec((size,), features.dtype)
+            return tf.function(function, autograph=False).get_concrete_function(spec)
+
+        slope = compiled(gradient)
 
         def numbers(v: np.ndarray) -> tuple[Any, ...]:
-            return tuple(np.float64(part) for part in compiled(tf.constant(v, features.dtype)))
+            return tuple(np.float64(part) for part in slope(tf.constant(v, features.dtype)))
 
         mode = scipy.optimize.minimize(numbers, np.zeros(size), jac=True, method="L-BFGS-B").x
         if not np.isfinite(mode).all():
             return
         units = np.float64(unit)
         if size <= _MAX_CURVATURE:
-            at_mode = tf.function(hessian, autograph=False)(tf.constant(mode, features.dtype))
+            at_mode = compiled(hessian)(tf.constant(mode, features.dtype))
             curvature = np.float64(at_mode) / np.outer(units, units)
         else:
             curvature = np.diag(1.0 / units**2) * float(self.num_data)
@@ -655,11 +660,43 @@ class BayesianRegression(training.ProbabilisticModel):
           A `tfd.Distribution` with batch shape `[N]`: of classes a Bernoulli or Categorical, else a
           mixture of S components.
         """
+        components = self.conditional_distribution(
+            x, num_samples, seed, offset=offset, exposure=exposure
+        )
+        return _mixture(components)
+
+    def conditional_distribution(
+        self,
+        x: Any,
+        num_samples: int = 500,
+        seed: int = 0,
+        *,
+        offset: Any = None,
+        exposure: Any = None,
+    ) -> Any:
+        r"""The likelihood at draws of the coefficients, one by one.
+
+        $$ p(y_n \mid x_n, w_s), \qquad w_s \sim q(w) $$
+
+        What differs from draw to draw is not known of y's distribution, such as the probability of
+        a class: `conditional_distribution(x).probs_parameter()` is `[N, S]` for a Bernoulli, and
+        its quantiles over S are credible intervals.
+
+        Args:
+          x: features `[N, P]`.
+          num_samples: the number S of draws of the coefficients.
+          seed: of the draws: the same for all rows, and in each call.
+          offset: as in `fit`.
+          exposure: as in `fit`.
+
+        Returns:
+          A `tfd.Distribution` with batch shape `[N, S]`.
+        """
         self._require_built()
         x, _ = self._arrays("x", x, None, offset, exposure)
         self._check_features(x, "x")
         w = self._draws(num_samples, seed)
-        return _mixture(self.likelihood.new(self._predictors(self.prepare(x), w)))
+        return self.likelihood.new(self._predictors(self.prepare(x), w))
 
     def predict(
         self,

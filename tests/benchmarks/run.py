@@ -163,7 +163,7 @@ def main():
                 parts.append(results.cost_of_batch(workers, len(x)))
                 workers = {}
                 for factor in (SCALE_FACTORS[0], SCALE_FACTORS[-1]):  # one after the other
-                    workers |= scale("tfpvae-stream", [factor], file, options.rounds)
+                    workers |= scale("tfpvae-stream", [factor], file, rounds)
                 parts.append(results.memory_of_stream(workers, len(x)))
             else:
                 workers = race(name, contenders, file, options.rounds)
