@@ -684,13 +684,13 @@ def test_logistic_example_prints_each_coefficient(example, capsys, monkeypatch):
         example("logistic_from_blocks", "--steps", 20)
 
 
-def test_the_logistic_example_has_the_posterior_of_bayesian_regression(run):
+def test_the_logistic_example_has_the_posterior_of_bayesian_regression(example):
     """From plain blocks and from the model, on columns with a correlation of 0.8."""
     rng = np.random.default_rng(2)
     x = rng.normal(size=(150, 2)) @ np.array([[1.0, 0.8], [0.0, 0.6]])
     y = (rng.random(150) < special.expit(x[:, 0] - x[:, 1] + 0.5)).astype(int)
-    example = run("logistic_from_blocks")
-    mean, sd = example["posterior"](np.column_stack([x, np.ones(150)]), y, steps=1500)
+    module = example("logistic_from_blocks")
+    mean, sd = module["posterior"](np.column_stack([x, np.ones(150)]), y, steps=1500)
     model = BayesianRegression(likelihoods.Bernoulli(), intercept_scale=1.0, seed=0)
     model.fit(x, y, verbose=0)
     np.testing.assert_allclose((mean - model.coefficients.mean()) / sd, 0, atol=0.1)
