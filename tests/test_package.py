@@ -41,6 +41,7 @@ ALLOWED = {
     "posteriors": {"layers"},
     "likelihoods": {"blocks", "checks", "distributions", "layers", "serialization"},
     "regression": {
+        "arviz_export",
         "blocks",
         "checks",
         "inputs",

@@ -150,6 +150,16 @@ def test_standardized_coefficients_are_reported_on_the_scale_of_x(linear_data):
     np.testing.assert_allclose(model.predict(raw), design @ expected, atol=0.05)
 
 
+def test_weights_count_in_the_scale_of_columns_too(linear_data):
+    x, y = linear_data
+    weight = np.random.default_rng(0).integers(1, 4, size=60)
+    models = [BayesianRegression(likelihoods.Normal(scale=0.5), standardize=True) for _ in "ab"]
+    models[0].fit(x, y, sample_weight=weight, steps=1, verbose=0)
+    models[1].fit(np.repeat(x, weight, 0), np.repeat(y, weight), steps=1, verbose=0)
+    np.testing.assert_allclose(models[0].center, models[1].center, rtol=1e-6)
+    np.testing.assert_allclose(models[0].scale, models[1].scale, rtol=1e-6)
+
+
 # NUTS, with the densities written down apart.
 
 
@@ -739,6 +749,10 @@ MISTAKES = {
         lambda: fitted().predict_distribution(np.zeros((6, 5))),
         r"x: got shape \(6, 5\), wanted \(N, 2\)",
     ),
+    "x with one column more, which is no offset": (
+        lambda: fitted().evaluate(np.zeros((6, 3)), np.zeros(6)),
+        r"x: got shape \(6, 3\), wanted \(N, 2\)",
+    ),
     "strings in x": (
         lambda: regression(likelihoods.Normal()).fit([["a"]] * 6, X[:, 0]),
         "x: got strings, wanted real numbers",
@@ -786,6 +800,10 @@ MISTAKES = {
     "feature names of another size": (
         lambda: regression(likelihoods.Normal(), feature_names=["a"]).fit(X, X[:, 0]),
         "feature_names: got 1 names, wanted 2",
+    ),
+    "a feature with the name of a parameter": (
+        lambda: regression(likelihoods.Normal(), feature_names=["a", "scale"]).fit(X, X[:, 0]),
+        "feature_names: got 'scale', which is also the name of another column, or of the intercept",
     ),
     "unknown parameter": (
         lambda: regression(likelihoods.Normal(), depends=["rate"]),

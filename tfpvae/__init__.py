@@ -29,7 +29,9 @@ from tfpvae.regularizers import KLDivergenceRegularizer
 __version__ = "0.1.0"
 
 _MODULES = (
+    "arviz_export",
     "datasets",
+    "estimators",
     "evaluation",
     "models",
     "plotting",

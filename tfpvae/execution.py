@@ -43,7 +43,7 @@ def batches_per_call(steps: int, batch_bytes: float) -> int:
 
     Example:
       >>> batches_per_call(600, batch_bytes=100 * 784 * 4)
-      64
+      32
     """
     wanted = min(max(steps // _CALLS_PER_EPOCH, _MIN_BATCHES), _MAX_BATCHES)
     return 2 ** int(np.log2(min(wanted, max_batches(batch_bytes))))

@@ -170,6 +170,15 @@ class BayesianRegression(training.ProbabilisticModel):
                 f"feature_names: got {len(self._feature_names)} names, wanted "
                 f"{self._num_features}, one for each column of x"
             )
+        taken = ["intercept", *(parameter.name for parameter in self.likelihood.free)]
+        twice = [
+            name for name in self._feature_names if [*self._feature_names, *taken].count(name) > 1
+        ]
+        if twice:
+            raise ValueError(
+                f"feature_names: got {twice[0]!r}, which is also the name of another column, or of "
+                "the intercept or a parameter of the likelihood: rename it"
+            )
         names = self.coefficient_names
         size = len(names)
         if not isinstance(self._posterior, blocks.Block):
@@ -376,6 +385,7 @@ class BayesianRegression(training.ProbabilisticModel):
             plan = _Plan(batch_size, epochs or 1, 1)
         else:
             x, y = self._arrays("x", x, y, offset, exposure, learn=True)
+            self._learn_scale(x[:, : self._num_features], sample_weight)
             size = len(x)
             plan = _plan(size, batch_size, epochs, steps)
             if plan.batch_size == size:
@@ -450,22 +460,24 @@ class BayesianRegression(training.ProbabilisticModel):
             self._feature_names = [*map(str, columns)]
         if not self.built:
             training.build(self, name, x.shape)
-        if learn:
-            self._learn_scale(x)
+        if x.shape[1] != self._num_features:  # One more would be taken for the offset later on.
+            raise ValueError(f"{name}: got shape {x.shape}, wanted (N, {self._num_features})")
         offset = self._offset(len(x), offset, exposure)
         if offset is not None:
             x = np.concatenate([x, offset[:, np.newaxis]], axis=1)
-        return x, None if y is None else self._targets(y, learn)
+        return x, None if y is None else self.codes(y, learn)
 
-    def _learn_scale(self, x: np.ndarray) -> None:
+    def _learn_scale(self, x: np.ndarray, weight: Any) -> None:
         """Take note of the columns' scale, and warn of what the data cannot tell."""
-        if not np.isfinite(x).all() or x.shape[1] != self._num_features:
+        weight = None if np.shape(weight) != (len(x),) or not np.any(weight) else weight
+        if not np.isfinite(x).all():
             return  # `check_data` will say so.
         x = x.astype(np.float64)
-        spread = x.std(axis=0)
+        mean = np.average(x, axis=0, weights=weight)
+        spread = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=weight))
         constant = spread <= 1e-12 * np.abs(x).max(axis=0)
         if self._standardize:
-            self.center.assign(x.mean(axis=0))
+            self.center.assign(mean)
             self.scale.assign(np.where(constant, 1.0, spread))
         if len(x) == 1:
             _warn("x: got one row: the posterior will hardly differ from the prior")
@@ -510,8 +522,16 @@ class BayesianRegression(training.ProbabilisticModel):
             raise ValueError("exposure: got values that are not all finite and > 0")
         return np.log(exposure) + (0.0 if offset is None else checks.as_array("offset", offset))
 
-    def _targets(self, y: Any, learn: bool) -> Any:
-        """The labels of classes as numbers; other data as they are."""
+    def codes(self, y: Any, learn: bool = False) -> Any:
+        """The labels of classes as numbers; other data as they are.
+
+        Args:
+          y: what the model explains.
+          learn: whether names that are not known yet are those of the classes.
+
+        Raises:
+          ValueError: for unknown labels.
+        """
         if not isinstance(self.likelihood, _OF_CLASSES):
             return y
         labels = np.asarray(y)
@@ -761,19 +781,50 @@ class BayesianRegression(training.ProbabilisticModel):
         Returns:
           An array `[S]`, in nats.
         """
+        log_likelihood = self.log_likelihood(
+            x, y, num_samples, seed, offset=offset, exposure=exposure
+        )
+        w, q = self._draws(num_samples, seed), self._posterior_distribution()
+        log_ratio = self._prior_distribution().log_prob(w) - q.log_prob(w)
+        return log_ratio.numpy() + log_likelihood.sum(axis=1)
+
+    def log_likelihood(
+        self,
+        x: Any,
+        y: Any,
+        num_samples: int = 1,
+        seed: Any = 0,
+        *,
+        offset: Any = None,
+        exposure: Any = None,
+    ) -> np.ndarray:
+        r"""The log-likelihood of each row at draws of the coefficients.
+
+        $$ \log p(y_n \mid x_n, w_s), \qquad w_s \sim q(w) $$
+
+        Args:
+          x: features `[N, P]`.
+          y: `[N, *event_shape]`.
+          num_samples: the number S of draws.
+          seed: an integer or an int tensor `[2]`.
+          offset: as in `fit`.
+          exposure: as in `fit`.
+
+        Returns:
+          An array `[S, N]`, in nats.
+        """
         self._require_built()
         x, y = self._arrays("x", x, y, offset, exposure)
-        self.check_data(x, checks.as_array("y", y), ("x", "y"))
+        data = inputs.read(("x", "y", "sample_weight"), x, y, None)
+        self.check_data(data.x, data.y, ("x", "y"))
         w = self._draws(num_samples, seed)
-        q = self._posterior_distribution()
-        total = self._prior_distribution().log_prob(w) - q.log_prob(w)
         rows = max(1, _MAX_NUMBERS // (num_samples * self.likelihood.params_size))
-        pieces = -(-len(x) // rows)
-        for part, targets in zip(np.array_split(x, pieces), np.array_split(y, pieces), strict=True):
-            eta = tf.transpose(self._predictors(self.prepare(part), w), (1, 0, 2))
-            p = self.likelihood.new(eta)
-            total += tf.reduce_sum(p.log_prob(tf.cast(targets, p.dtype)), axis=1)
-        return total.numpy()
+        found = []
+        for start in range(0, len(data.x), rows):
+            part = self.prepare(data.x[start : start + rows])
+            p = self.likelihood.new(tf.transpose(self._predictors(part, w), (1, 0, 2)))
+            found.append(p.log_prob(tf.cast(data.y[start : start + rows], p.dtype)))
+        return np.concatenate(found, axis=1)
 
     def elbo(self, x: Any, y: Any, num_samples: int = 1000, seed: Any = 0, **kwargs: Any) -> float:
         """The evidence lower bound of the whole data set, in nats: the mean of `log_weights`."""
@@ -821,6 +872,19 @@ class BayesianRegression(training.ProbabilisticModel):
                 ]
             found |= dict(zip(names, values.T, strict=True))
         return found
+
+    def to_arviz(self, num_samples: int = 1000, seed: int = 0, **data: Any) -> Any:
+        """The posterior as ArviZ takes it, see `arviz_export.to_arviz`.
+
+        Args:
+          num_samples: draws from the posterior.
+          seed: of the draws.
+          **data: `x` and `y`, `offset` or `exposure`, for the log-likelihood and the posterior
+            predictive distribution.
+        """
+        from tfpvae import arviz_export  # With the extra `arviz` only.
+
+        return arviz_export.to_arviz(self, num_samples, seed, **data)
 
     def _draws(self, num_samples: int, seed: Any) -> Any:
         """Draws `[S, D]` of the optimizer's coefficients."""
