@@ -19,7 +19,7 @@ demo: $(VENV)/.installed  ## train a VAE on handwritten digits; figures and the 
 	$(BIN)/python examples/mlp_vae.py --dataset digits --epochs 150 --output demo-output
 
 test: $(VENV)/.installed  ## the tests
-	$(BIN)/python -m pytest -n 2 -m "not study"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not study"
 
 check: $(VENV)/.installed  ## lint, format, types
 	$(BIN)/ruff check .

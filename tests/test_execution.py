@@ -1048,7 +1048,7 @@ def test_batches_per_call_grow_with_the_steps(steps, more, batch_bytes):
 
 @pytest.mark.parametrize(
     ("steps", "batch_bytes", "wanted"),
-    [(1, 1, 32), (255, 1, 32), (600, 1, 64), (10**6, 1, 1024), (600, 2**24, 4), (600, 2**30, 1)],
+    [(1, 1, 32), (255, 1, 32), (600, 1, 64), (10**6, 1, 1024), (600, 2**22, 4), (600, 2**30, 1)],
 )
 def test_some_batches_per_call(steps, batch_bytes, wanted):
     assert execution.batches_per_call(steps, batch_bytes) == wanted

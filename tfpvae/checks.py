@@ -113,10 +113,11 @@ def _possible(layer: Any, spread: float, reasons: list[str]) -> Iterator[Any]:
     """Distributions of a layer whose parameters TFP accepts, from the middle to the extremes.
 
     Each free parameter takes every value of a grid, also rounded (NegativeBinomial wants whole
-    trials). A distribution that refuses its own draw does not count.
+    trials); of more than three parameters one is moved at a time. A distribution that refuses its
+    own draw does not count.
     """
     for steps in ((0.0, spread, -spread), (0.0, math.log1p(spread), -math.log1p(spread))):
-        for grid in itertools.product(steps, repeat=len(layer.sizes)):
+        for grid in _grid(steps, len(layer.sizes)):
             params = tf.repeat(tf.constant(grid, layer.dtype), layer.sizes)
             for rounded in (False, True):
                 try:
@@ -132,6 +133,17 @@ def _possible(layer: Any, spread: float, reasons: list[str]) -> Iterator[Any]:
                 else:
                     yield distribution
                     break
+
+
+def _grid(steps: tuple[float, float, float], size: int) -> Iterator[tuple[float, ...]]:
+    """The points whose coordinates are steps, beginning with the first step for all."""
+    if size <= 3:
+        yield from itertools.product(steps, repeat=size)
+        return
+    first, *others = steps
+    yield (first,) * size
+    for i, step in itertools.product(range(size), others):
+        yield (first,) * i + (step,) + (first,) * (size - i - 1)
 
 
 def _refusal(layer: Any, values: np.ndarray) -> str | None:
