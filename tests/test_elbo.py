@@ -102,7 +102,7 @@ def reference(x, zs, batch_size, exact, layers):
 
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "monte-carlo"])
 @pytest.mark.parametrize("num_samples", [None, 1, 10])
-@pytest.mark.parametrize("batch_size", [7, 16, 64])
+@pytest.mark.parametrize("batch_size", [7, 64])
 @pytest.mark.parametrize("style", STYLES)
 def test_loss_is_the_negative_elbo(style, batch_size, num_samples, exact, rng):
     x = rng.random((NUM_DATA, DATA_SIZE)).astype("float32")
@@ -129,17 +129,16 @@ def test_fit_prints_the_negative_elbo(style, rng):
 
 
 @pytest.mark.parametrize("method", ["fit", "evaluate"])
-@pytest.mark.parametrize("weights", ["none", "random", "zero", "few"])
+@pytest.mark.parametrize("weights", ["none", "random", "zero"])
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "monte-carlo"])
 @pytest.mark.parametrize("num_samples", [None, 10])
-@pytest.mark.parametrize("batch_size", [7, 16, 64])
+@pytest.mark.parametrize("batch_size", [7, 64])
 def test_vae_weights_every_term(batch_size, num_samples, exact, weights, method, rng):
     x = rng.random((NUM_DATA, DATA_SIZE)).astype("float32")
     weight = {
         "none": None,
         "random": rng.random(NUM_DATA) * 3,
         "zero": np.zeros(NUM_DATA),
-        "few": (np.arange(NUM_DATA) < 3) * 1.0,
     }[weights]
     model, posterior, *layers = build("vae", num_samples, exact)
     model(x[:1])
