@@ -12,6 +12,8 @@ import math
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +23,7 @@ from sklearn import datasets
 
 from tfpvae import BayesianRegression, likelihoods, posteriors
 
-CHAINS, WARM_UP, REFERENCE = 4, 500, 2500
-LENGTHS = (250, 1000, 2000)
+CHAINS, WARM_UP = 4, 500
 
 
 def breast_cancer():
@@ -30,7 +31,7 @@ def breast_cancer():
     return (x - x.mean(axis=0)) / x.std(axis=0), y
 
 
-def simulated(rows=4_000, columns=20):
+def simulated(rows, columns=20):
     """Rows enough to keep a processor busy; columns with a correlation of 0.5."""
     rng = np.random.default_rng(0)
     x = np.sqrt(0.5) * (rng.normal(size=(rows, 1)) + rng.normal(size=(rows, columns)))
@@ -38,9 +39,19 @@ def simulated(rows=4_000, columns=20):
     return x, (rng.random(rows) < 1 / (1 + np.exp(-logits))).astype(int)
 
 
+class Case(NamedTuple):
+    """Data, the draws of a chain of the reference, and those of the chains that are timed."""
+
+    load: Callable
+    reference: int = 2500
+    lengths: tuple[int, ...] = (250, 1000, 2000)
+    thorough: bool = True  # with compiled chains again, and without XLA
+
+
 DATA = {
-    "breast cancer, 569 x 30": breast_cancer,
-    "simulated, 4,000 x 20": simulated,
+    "breast cancer, 569 x 30": Case(breast_cancer),
+    "simulated, 4,000 x 20": Case(partial(simulated, 4_000)),
+    "simulated, 100,000 x 20": Case(partial(simulated, 100_000), 500, (250,), False),
 }
 
 
@@ -106,9 +117,10 @@ class Row(NamedTuple):
         return cls(method, first, again, worst, ratio.min(), ratio.max())
 
 
-def measure(x, y, rounds):
+def measure(case, rounds):
     """The rows of the table."""
-    reference = Nuts(x, y).draws(REFERENCE, 1)
+    x, y = case.load()
+    reference = Nuts(x, y).draws(case.reference, 1)
     rows = []
     for posterior in (posteriors.FullRankNormal, posteriors.DiagonalNormal):
         fits = [timed(fit, x, y, posterior, seed) for seed in range(rounds)]
@@ -119,16 +131,19 @@ def measure(x, y, rounds):
         again = [timed(lambda m=model: m.fit(x, y, verbose=0))[1] for _ in range(rounds)]
         name = f"fit, {posterior.__name__}"
         rows.append(Row.of(name, first, statistics.median(again), mean, sd, reference))
-    for num in LENGTHS:
+    for num in case.lengths:
         sampler = Nuts(x, y)
         draws, first = timed(sampler.draws, num, 2)
-        _, again = timed(sampler.draws, num, 3)
+        again = timed(sampler.draws, num, 3)[1] if case.thorough else math.nan
         name = f"NUTS, {CHAINS} x {num}"
         rows.append(Row.of(name, first, again, draws.mean(axis=0), draws.std(axis=0), reference))
         if (rows[-1].errors <= rows[0].errors).all():
             break
-    draws, first = timed(Nuts(x, y, xla=False).draws, LENGTHS[0], 2)
-    name = f"NUTS, {CHAINS} x {LENGTHS[0]}, no XLA"
+    if not case.thorough:
+        return rows
+    num = case.lengths[0]
+    draws, first = timed(Nuts(x, y, xla=False).draws, num, 2)
+    name = f"NUTS, {CHAINS} x {num}, no XLA"
     mean, sd = draws.mean(axis=0), draws.std(axis=0)
     rows.append(Row.of(name, first, math.nan, mean, sd, reference))
     return rows
@@ -140,9 +155,9 @@ def main():
     rounds = parser.parse_args().rounds
     names = "data", "method", "s", "x fit", "s again", "x fit", "worst mean, sd", "sd by NUTS's"
     print("| " + " | ".join(names) + " |\n| --- | --- " + "| ---: " * 6 + "|")
-    for name, load in DATA.items():
+    for name, case in DATA.items():
         print(f"nuts: {name}", file=sys.stderr, flush=True)
-        rows = measure(*load(), rounds)
+        rows = measure(case, rounds)
         for row in rows:
             times = f"{row.first:.2f} | {row.first / rows[0].first:.1f}"
             again = f" | {row.again:.2f} | {row.again / rows[0].again:.1f}"
