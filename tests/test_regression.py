@@ -485,6 +485,28 @@ def test_a_stream_of_batches(linear_data):
     np.testing.assert_allclose(model.coefficients.mean(), exact.mean, atol=0.01)
 
 
+def test_the_learning_rate_falls_to_zero_over_a_stream(linear_data):
+    x, y = (part.astype("float32") for part in linear_data)
+    stream = tf.data.Dataset.from_tensor_slices((x, y)).batch(25)
+    model = BayesianRegression(likelihoods.Normal(scale=0.5), seed=0)
+    model.fit(stream, num_data=60, epochs=2, verbose=0)
+    assert int(model.optimizer.iterations) == 6
+    schedule = model.optimizer.get_config()["learning_rate"]["config"]
+    assert schedule["decay_steps"] == 6
+
+
+def test_rows_that_are_held_out_are_not_trained_on(linear_data):
+    """A wild y in the last rows shows in the validation alone."""
+    x, y = linear_data
+    wild = np.append(y, np.full(20, 1000.0))
+    model = BayesianRegression(likelihoods.Normal(scale=0.5), **UNIT)
+    history = model.fit(np.vstack([x, x[:20]]), wild, validation_split=0.25, verbose=0).history
+    exact = Linear(x, y, 0.5)
+    np.testing.assert_allclose(model.coefficients.mean(), exact.mean, atol=0.01)
+    assert float(model.num_data) == 60
+    assert history["val_nll"][-1] > 1000 * history["nll"][-1]
+
+
 # The manners of Keras.
 
 
@@ -558,7 +580,9 @@ def test_saved_and_loaded_in_safe_mode(tmp_path, linear_data):
     assert loaded.coefficient_names[0] == "a[no]"
     assert np.array_equal(loaded.coefficients.mean(), model.coefficients.mean())
     assert np.array_equal(loaded.predict(x), model.predict(x))
-    loaded.fit(x, np.where(y > 0, "yes", "no"), steps=10, verbose=0)
+    before = np.array(loaded.coefficients.mean())
+    loaded.fit(x, np.where(y > 0, "no", "yes"), steps=10, verbose=0)
+    assert np.abs(loaded.coefficients.mean() - before).max() > 0.1  # The old rate is at zero.
 
 
 def test_any_posterior_block(linear_data):
@@ -778,6 +802,20 @@ MISTAKES = {
     "strings in x": (
         lambda: regression(likelihoods.Normal()).fit([["a"]] * 6, X[:, 0]),
         "x: got strings, wanted real numbers",
+    ),
+    "columns of a data frame in another order": (
+        lambda: regression(likelihoods.Normal(), feature_names=["a", "b"]).fit(
+            pytest.importorskip("pandas").DataFrame(X, columns=["b", "a"]), X[:, 0]
+        ),
+        r"x: got columns \['b', 'a'\], wanted them in the order \['a', 'b'\]",
+    ),
+    "weights that add up to zero": (
+        lambda: regression(likelihoods.Normal()).fit(X, X[:, 0], sample_weight=[-1, 1, 0, 0, 0, 0]),
+        "sample_weight: got shape",
+    ),
+    "all rows held out": (
+        lambda: regression(likelihoods.Normal()).fit(X, X[:, 0], validation_split=1.0),
+        "validation_split: got 1.0, wanted one that leaves some of the 6 rows on either side",
     ),
     "no rows": (
         lambda: regression(likelihoods.Normal()).fit(np.zeros((0, 2)), []),

@@ -33,7 +33,6 @@ _OTHERS = (
     "Beta",
     "ContinuousBernoulli",
 )
-_MAX_NUMBERS = 2**22  # in one piece of a prediction
 
 
 class _Estimator(BaseEstimator):
@@ -103,9 +102,8 @@ class _Estimator(BaseEstimator):
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=np.float64)
         num_samples = checks.positive_integer("num_samples", self.num_samples)
-        rows = max(1, _MAX_NUMBERS // (num_samples * self.model_.likelihood.params_size))
-        for part in np.array_split(X, -(-len(X) // rows)):
-            yield self.model_.predict_distribution(part, num_samples)
+        for rows in regression.pieces_of(len(X), num_samples * self.model_.likelihood.params_size):
+            yield self.model_.predict_distribution(X[rows], num_samples)
 
     def __getstate__(self) -> dict[str, Any]:
         """The state with the model as the bytes of its `.keras` file."""

@@ -60,6 +60,21 @@ class Data(NamedTuple):
             return self
         return Data(np.tile(np.arange(len(self.x), dtype=np.int32), self.passes))
 
+    def split(self, share: float) -> tuple["Data", "Data"]:
+        """The first rows of arrays, and the last ones, which are that share of them."""
+        start = math.floor(len(self.x) * (1.0 - share))
+        if not 0 < start < len(self.x):
+            raise ValueError(
+                f"validation_split: got {share}, wanted one that leaves some of the {len(self.x)} "
+                "rows on either side"
+            )
+
+        def part(rows: slice) -> "Data":
+            x, y, weight = (values if values is None else values[rows] for values in self[:3])
+            return Data(x, y, weight)
+
+        return part(slice(start)), part(slice(start, None))
+
     def _rows(self, settings: Mapping[str, Any]) -> int:
         size = len(self.x) * self.passes
         return math.floor(size * (1.0 - (settings.get("validation_split") or 0.0)))

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -153,7 +153,7 @@ class BayesianRegression(training.ProbabilisticModel):
         self._num_draws = checks.positive_integer("num_samples", num_samples)
         self._class_names: Any = None if class_names is None else [*class_names]
         self._feature_names: Any = None if feature_names is None else [*map(str, feature_names)]
-        self._compiled_by_fit, self._passes = False, 1
+        self._compiled_by_fit = False
         self._regularizer = regularizers.KLDivergenceRegularizer(self._prior_distribution)
 
     # What is where in the vector of coefficients.
@@ -326,6 +326,15 @@ class BayesianRegression(training.ProbabilisticModel):
 
     # Training.
 
+    def get_compile_config(self) -> dict[str, Any]:
+        """The arguments of `compile`, and who called it."""
+        return super().get_compile_config() | {"by_fit": self._compiled_by_fit}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile as the saved model was; the next `fit` takes a new optimizer if the last did."""
+        super().compile_from_config({k: v for k, v in config.items() if k != "by_fit"})
+        self._compiled_by_fit = config["by_fit"]
+
     def compile(self, optimizer: Any = "adam", **kwargs: Any) -> None:
         """Configure training, as `keras.Model.compile`; `fit` does it if you do not."""
         self._compiled_by_fit = False
@@ -344,7 +353,8 @@ class BayesianRegression(training.ProbabilisticModel):
         sample_weight: Any = None,
         num_data: int | None = None,
         validation_data: Any = None,
-        **kwargs: Any,
+        validation_split: float = 0.0,
+        **settings: Any,
     ) -> Any:
         """Approximate the posterior of the coefficients.
 
@@ -362,7 +372,8 @@ class BayesianRegression(training.ProbabilisticModel):
           sample_weight: weights `[N]` of the rows in the likelihood, such as how often they came.
           num_data: rows of a stream, which the KL is divided among.
           validation_data: `(x, y)` or `(x, y, weight)`.
-          **kwargs: the other arguments of `keras.Model.fit`.
+          validation_split: share of the last rows that are held out, as in Keras.
+          **settings: the other arguments of `keras.Model.fit`.
 
         Returns:
           Keras's `History`.
@@ -379,43 +390,43 @@ class BayesianRegression(training.ProbabilisticModel):
         """
         if epochs is not None and steps is not None:
             raise ValueError(f"steps: got {steps} and epochs={epochs}, wanted one of them")
-        stream = inputs.is_stream(x)
-        if stream:
-            size = self._size_of_stream(num_data, steps, y=y, offset=offset, exposure=exposure)
+        names = ("x", "y", "sample_weight")
+        held_out = None
+        if inputs.is_stream(x):
+            rest = {"steps": steps, "y": y, "offset": offset, "exposure": exposure}
+            size = self._size_of_stream(num_data, rest | {"sample_weight": sample_weight})
+            data = self._checked(names, x, None, None)
             plan = _Plan(batch_size, epochs or 1, 1)
         else:
             x, y = self._arrays("x", x, y, offset, exposure, learn=True)
-            self._learn_scale(x[:, : self._num_features], sample_weight)
-            size = len(x)
+            data = self._checked(names, x, y, sample_weight)
+            if validation_split and validation_data is None:
+                data, held_out = data.split(validation_split)
+            self._learn_scale(data.x[:, : self._num_features], data.weight)
+            size = len(data.x)
             plan = _plan(size, batch_size, epochs, steps)
             if plan.batch_size == size:
-                kwargs.setdefault("shuffle", False)  # Each batch holds all rows.
-        data = self._checked(("x", "y", "sample_weight"), x, y, sample_weight)
-        x = data.x if stream else x
-        if isinstance(validation_data, (tuple, list)):
-            held_x, held_y, *rest = validation_data
-            validation_data = (*self._arrays("validation_data", held_x, held_y), *rest)
+                settings.setdefault("shuffle", False)  # Each batch holds all rows.
+        if validation_data is not None:
+            if isinstance(validation_data, (tuple, list)):
+                held_x, held_y, *weight = validation_data
+                validation_data = (*self._arrays("validation_data", held_x, held_y), *weight)
+            held_out = self._checked_validation(validation_data)
         if not self._is_compiled or self._compiled_by_fit:
-            self.compile(keras.optimizers.Adam(_schedule(plan, size)))
+            self.compile(keras.optimizers.Adam(_schedule(plan, size, data)))
             self._compiled_by_fit = True
         if not self._runs_programs():  # Keras's own loop knows no passes.
             plan = _Plan(plan.batch_size, plan.epochs * plan.passes, 1)
         self.num_data.assign(float(size))
         if not np.any(self.unconstrained):
             self._start_at_mode(*data.sample)
-        self._passes = plan.passes
-        try:
-            history = super().fit(
-                x,
-                y,
-                batch_size=plan.batch_size,
-                epochs=plan.epochs,
-                sample_weight=sample_weight,
-                validation_data=validation_data,
-                **kwargs,
-            )
-        finally:
-            self._passes = 1
+        history = self._train(
+            data._replace(passes=plan.passes),
+            held_out,
+            batch_size=plan.batch_size,
+            epochs=plan.epochs,
+            **settings,
+        )
         if not np.isfinite(self.unconstrained).all():
             raise FloatingPointError(
                 "loss: got NaN or infinite values on the way, so there is no posterior: a narrower "
@@ -438,10 +449,6 @@ class BayesianRegression(training.ProbabilisticModel):
             x, y = self._arrays("x", x, y, offset, exposure)
         return super().evaluate(x, y, **kwargs)
 
-    def _checked(self, names: tuple[str, str, str], x: Any, y: Any, weight: Any) -> inputs.Data:
-        data = super()._checked(names, x, y, weight)
-        return data._replace(passes=self._passes) if names[0] == "x" else data
-
     def _arrays(
         self,
         name: str,
@@ -460,6 +467,9 @@ class BayesianRegression(training.ProbabilisticModel):
             self._feature_names = [*map(str, columns)]
         if not self.built:
             training.build(self, name, x.shape)
+        given, known = [*map(str, [] if columns is None else columns)], [*self._feature_names]
+        if given != known and sorted(given) == sorted(known):
+            raise ValueError(f"{name}: got columns {given}, wanted them in the order {known}")
         if x.shape[1] != self._num_features:  # One more would be taken for the offset later on.
             raise ValueError(f"{name}: got shape {x.shape}, wanted (N, {self._num_features})")
         offset = self._offset(len(x), offset, exposure)
@@ -467,11 +477,10 @@ class BayesianRegression(training.ProbabilisticModel):
             x = np.concatenate([x, offset[:, np.newaxis]], axis=1)
         return x, None if y is None else self.codes(y, learn)
 
-    def _learn_scale(self, x: np.ndarray, weight: Any) -> None:
+    def _learn_scale(self, x: np.ndarray, weight: np.ndarray | None) -> None:
         """Take note of the columns' scale, and warn of what the data cannot tell."""
-        weight = None if np.shape(weight) != (len(x),) or not np.any(weight) else weight
-        if not np.isfinite(x).all():
-            return  # `check_data` will say so.
+        if weight is not None and not weight.any():
+            weight = None  # The posterior will be the prior.
         x = x.astype(np.float64)
         mean = np.average(x, axis=0, weights=weight)
         spread = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=weight))
@@ -551,8 +560,8 @@ class BayesianRegression(training.ProbabilisticModel):
             raise ValueError(f"y: got unknown labels {unknown[:5]}, wanted some of {names}")
         return np.vectorize(codes.__getitem__, otypes=[np.float32])(labels)
 
-    def _size_of_stream(self, num_data: int | None, steps: int | None, **rest: Any) -> int:
-        for name, value in ({"steps": steps} | rest).items():
+    def _size_of_stream(self, num_data: int | None, rest: dict[str, Any]) -> int:
+        for name, value in rest.items():
             if value is not None:
                 raise ValueError(f"{name}: got one beside a stream, wanted batches (x, y)")
         if self._standardize:
@@ -742,16 +751,17 @@ class BayesianRegression(training.ProbabilisticModel):
           An array `[N, *event_shape]`; of several classes their numbers.
         """
         del kwargs
+        self._require_built()
         x, _ = self._arrays("x", x, None, offset, exposure)
-        rows = max(1, _MAX_NUMBERS // (num_samples * self.likelihood.params_size))
-        found = []
-        for part in np.array_split(x, -(-len(x) // rows)):
-            features, own = part[:, : self._num_features], part[:, self._num_features :]
-            p = self.predict_distribution(
-                features, num_samples, seed, offset=own[:, 0] if own.shape[1] else None
-            )
-            found.append(_expected(p).numpy())
-        return np.concatenate(found)
+        self._check_features(x, "x")
+        w = self._draws(num_samples, seed)
+        pieces = self._likelihoods(x, w)
+        return np.concatenate([_expected(_mixture(p)).numpy() for _, p in pieces])
+
+    def _likelihoods(self, x: np.ndarray, w: Any) -> Iterator[tuple[slice, Any]]:
+        """The likelihood of some rows at a time at draws w, batch shape `[B, S]`."""
+        for rows in pieces_of(len(x), len(w) * self.likelihood.params_size):
+            yield rows, self.likelihood.new(self._predictors(self.prepare(x[rows]), w))
 
     def log_weights(
         self,
@@ -817,13 +827,10 @@ class BayesianRegression(training.ProbabilisticModel):
         x, y = self._arrays("x", x, y, offset, exposure)
         data = inputs.read(("x", "y", "sample_weight"), x, y, None)
         self.check_data(data.x, data.y, ("x", "y"))
-        w = self._draws(num_samples, seed)
-        rows = max(1, _MAX_NUMBERS // (num_samples * self.likelihood.params_size))
         found = []
-        for start in range(0, len(data.x), rows):
-            part = self.prepare(data.x[start : start + rows])
-            p = self.likelihood.new(tf.transpose(self._predictors(part, w), (1, 0, 2)))
-            found.append(p.log_prob(tf.cast(data.y[start : start + rows], p.dtype)))
+        for rows, p in self._likelihoods(data.x, self._draws(num_samples, seed)):
+            targets = tf.cast(data.y[rows], p.dtype)[:, tf.newaxis]
+            found.append(tf.transpose(p.log_prob(targets)))
         return np.concatenate(found, axis=1)
 
     def elbo(self, x: Any, y: Any, num_samples: int = 1000, seed: Any = 0, **kwargs: Any) -> float:
@@ -933,6 +940,12 @@ class BayesianRegression(training.ProbabilisticModel):
         return cls(**config | parts)
 
 
+def pieces_of(num: int, numbers: int) -> Iterator[slice]:
+    """Slices of `num` rows such that a piece, with so many numbers a row, fits into memory."""
+    rows = max(1, _MAX_NUMBERS // numbers)
+    return (slice(start, start + rows) for start in range(0, num, rows))
+
+
 class _Plan(NamedTuple):
     """How `fit` goes about: Keras's epochs have so many passes over the data."""
 
@@ -953,9 +966,12 @@ def _plan(size: int, batch_size: int | None, epochs: int | None, steps: int | No
     return _Plan(batch_size, epochs, math.ceil(passes / epochs))
 
 
-def _schedule(plan: _Plan, size: int) -> Any:
-    steps = math.ceil(size * plan.passes / (plan.batch_size or 1)) * plan.epochs
-    return keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, steps)
+def _schedule(plan: _Plan, size: int, data: inputs.Data) -> Any:
+    """A learning rate that falls to zero over the steps of a run."""
+    batch_size = len(data.sample[0]) if data.first else (plan.batch_size or size)
+    steps = data.steps({}) if data.first else None
+    steps = steps or math.ceil(size * plan.passes / batch_size)
+    return keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, steps * plan.epochs)
 
 
 def _location(names: list[str]) -> tuple[str, ...]:

@@ -245,23 +245,42 @@ class ProbabilisticModel(keras.Model):
           ValueError: for data of the wrong shape, empty, not finite, or outside the support of
             the likelihood: naming the argument, what came, and what was wanted.
         """
-        if class_weight is not None:
-            raise ValueError("class_weight: the model has no classes; use sample_weight")
         data = self._checked(("x", "y", "sample_weight"), x, y, sample_weight)
         held_out = None if validation_data is None else self._checked_validation(validation_data)
-        split = validation_split if held_out is None else 0.0  # Keras's order of precedence.
-        kwargs |= {"batch_size": batch_size, "validation_split": split, "epochs": epochs}
+        return self._train(
+            data,
+            held_out,
+            callbacks,
+            class_weight,
+            batch_size=batch_size,
+            epochs=epochs,
+            verbose=verbose,
+            # Keras's order of precedence.
+            validation_split=validation_split if held_out is None else 0.0,
+            shuffle=shuffle,
+            **kwargs,
+        )
+
+    def _train(
+        self,
+        data: inputs.Data,
+        held_out: inputs.Data | None,
+        callbacks: Any = None,
+        class_weight: Any = None,
+        **settings: Any,
+    ) -> Any:
+        """Keras's `fit` on data that have been checked; the settings are its arguments."""
+        if class_weight is not None:
+            raise ValueError("class_weight: the model has no classes; use sample_weight")
         self._eval_data_handler = None  # What a `fit` that failed left behind.
-        with self._fed(data, held_out, callbacks, kwargs) as (data, held_out, callbacks):
+        with self._fed(data, held_out, callbacks, settings) as (data, held_out, callbacks):
             return super().fit(
                 data.x,
                 data.y,
                 sample_weight=data.weight,
                 validation_data=held_out and (held_out.x if held_out.first else held_out[:3]),
-                verbose=verbose,
                 callbacks=callbacks,
-                shuffle=shuffle,
-                **kwargs,
+                **settings,
             )
 
     def evaluate(
