@@ -277,18 +277,36 @@ def independent(distribution: Any, ndims: int, **kwargs: Any) -> Any:
     return tfd.Independent(distribution, ndims, **kwargs) if ndims > 0 else distribution
 
 
+def source(distribution: Any) -> Any:
+    """The block that made a distribution, and the parameters it made it from; None if no block."""
+    inner = getattr(distribution, "tensor_distribution", distribution)
+    return getattr(inner, "_tfpvae_source", None)
+
+
+def detached(distribution: Any) -> Any:
+    """The same distribution with parameters that pass no gradient on."""
+    made_by = source(distribution)
+    if made_by is None:
+        raise TypeError(
+            f"encoder: got one that ends in a {type(distribution).__name__}, wanted a block of "
+            "tfpvae.posteriors, which this estimator of the gradient needs"
+        )
+    layer, params = made_by
+    return layer.new(tf.stop_gradient(params))
+
+
 def rebatch(distribution: Any, batch_shape: Any, batch_ndims: int) -> Any:
     """A layer's distribution with its batch axis `[S * B]` cut into `batch_shape`, `[S, B]`.
 
     `tfd.BatchReshape` would neither broadcast data `[B, ...]` nor take a batch of unknown size.
     """
-    try:
-        layer, params = distribution.tensor_distribution._tfpvae_source
-    except AttributeError:
+    made_by = source(distribution)
+    if made_by is None:
         raise TypeError(
             f"decoder: got one that ends in a {type(distribution).__name__}, wanted a block of "
             "tfpvae.likelihoods, which several draws of z for each example need"
-        ) from None
+        )
+    layer, params = made_by
     reshaped = tf.reshape(params, tf.concat([batch_shape, tf.shape(params)[1:]], 0))
     reshaped.set_shape([None] * batch_ndims + params.shape[1:])
     return layer(reshaped)

@@ -2,8 +2,9 @@
 
 import itertools
 import math
+import numbers
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,15 @@ def positive_integer(argument: str, value: Any) -> int:
     if value < 1:
         raise ValueError(f"{argument}: got {value}, wanted a positive integer")
     return int(value)
+
+
+def number(argument: str, value: Any, wanted: str, allowed: Callable[[float], bool]) -> float:
+    """The value as a float; TypeError if it is no number, ValueError if it is not allowed."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{argument}: got {value!r}, wanted {wanted}")
+    if not allowed(float(value)):
+        raise ValueError(f"{argument}: got {value!r}, wanted {wanted}")
+    return float(value)
 
 
 def as_array(argument: str, values: Any) -> np.ndarray:

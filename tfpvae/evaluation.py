@@ -11,7 +11,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras as keras
 
-from tfpvae import checks, noise, training
+from tfpvae import checks, noise, objectives, training
 
 tfd, tfpl = tfp.distributions, tfp.layers
 
@@ -112,6 +112,11 @@ def check_elbo(
     _explain_nll(differences, parts["nll"], float(np.mean(weight * nll)), likelihood, tolerance)
     kl = _apart_kl(source, prior, differences)
     _explain_kl(differences, parts["kl"], kl, weight, source, tolerance)
+    if not _is_elbo(model):
+        differences.append(
+            f"The objective is {model.objective.title()}: the loss is another bound or has free "
+            "bits. nll + kl of the history is the negative ELBO."
+        )
     if abs(parts["rest"]) > tolerance * abs(loss["loss"]):
         differences.append(
             f"The loss holds {parts['rest']:.4g} nats of other regularizers, which are no part "
@@ -126,6 +131,14 @@ def check_elbo(
     return ELBOCheck(terms, tuple(differences))
 
 
+def _is_elbo(model: Any) -> bool:
+    """Whether the loss is meant to be the ELBO, but for the weight of the KL."""
+    objective = getattr(model, "objective", None)
+    if objective is None:
+        return True
+    return isinstance(objective, objectives.ELBO) and not objective.free_bits
+
+
 class _KLSource(NamedTuple):
     """Where a model's KL comes from."""
 
@@ -135,6 +148,7 @@ class _KLSource(NamedTuple):
     exact: bool
     weight: float
     own_draws: bool
+    num_samples: int | None = None  # of the objective, None for those of the posterior block
 
 
 @contextlib.contextmanager
@@ -178,8 +192,10 @@ def _kl_source(model: Any, caught: list[tuple[Any, Any]]) -> _KLSource:
     if isinstance(model, training.ProbabilisticModel):
         exact = model.objective.use_exact_kl is not False
         posterior = caught[0][1]
-        weight = float(model.objective.kl_weight)
-        return _KLSource(model, posterior, model.prior, exact, weight, own_draws=False)
+        weight = float(objectives.current_value(model.objective.kl_weight))
+        num = model.objective.num_samples
+        own_draws = num is not None
+        return _KLSource(model, posterior, model.prior, exact, weight, own_draws, num)
     sources = [
         _from_regularizer(layer, posterior, layer.activity_regularizer)
         for layer, posterior in caught
@@ -207,7 +223,7 @@ def _keras_parts(model: Any, logs: dict[str, float], source: _KLSource) -> dict[
     """The loss that Keras printed, taken apart."""
     added = sum(float(loss) for loss in model.losses)
     if isinstance(model, training.ProbabilisticModel):
-        kl = logs["loss"] - logs["nll"] - added
+        kl = logs["loss"] - logs["nll"] - added if _is_elbo(model) else logs["kl"]
         return {"nll": logs["nll"], "kl": kl, "rest": added}
     kl = sum(float(loss) for loss in source.layer.losses) if source.layer else 0.0
     return {"nll": logs["loss"] - added, "kl": kl, "rest": added - kl}
@@ -219,7 +235,7 @@ def _apart_nll(likelihood: Any, y: Any, source: _KLSource) -> np.ndarray:
     if distribution.dtype.is_floating:
         y = y.astype(distribution.dtype.as_numpy_dtype)
     log_prob = distribution.log_prob(y).numpy()
-    if _sample_ndims(source.posterior):
+    if source.num_samples is not None or _sample_ndims(source.posterior):
         log_prob = log_prob.mean(axis=0)
     return -log_prob.reshape(len(y), -1).sum(axis=1)
 

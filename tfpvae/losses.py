@@ -32,6 +32,30 @@ def negative_log_prob(y_true: Any, y_pred: Any) -> Any:
       >>> negative_log_prob(tf.ones([2, 3]), p).numpy().round(3)  # 3 log 2
       array([2.079, 2.079], dtype=float32)
     """
+    return -tf.reduce_mean(log_likelihood(y_true, y_pred), axis=0)
+
+
+def log_likelihood(y_true: Any, y_pred: Any) -> Any:
+    r"""The log-likelihood of the data for each draw of z.
+
+    $$ \log p(y_b \mid z_{sb}) \quad \text{nats} $$
+
+    Args:
+      y_true: data `[B, *event_shape]`.
+      y_pred: a `tfd.Distribution` with batch shape `[B]` or `[S, B]`.
+
+    Returns:
+      A tensor `[S, B]`, or `[1, B]`.
+
+    Raises:
+      TypeError: if the model does not end in a distribution layer.
+      ValueError: if the data do not have the shape of the distribution's events.
+
+    Example:
+      >>> p = tfd.Independent(tfd.Bernoulli(logits=tf.zeros([2, 3])), 1)
+      >>> log_likelihood(tf.ones([2, 3]), p).numpy().round(3)  # -3 log 2
+      array([[-2.079, -2.079]], dtype=float32)
+    """
     distribution = getattr(y_pred, "_tfp_distribution", y_pred)
     if not isinstance(distribution, tfd.Distribution):
         raise TypeError(
@@ -43,7 +67,9 @@ def negative_log_prob(y_true: Any, y_pred: Any) -> Any:
         y_true = tf.cast(y_true, distribution.dtype)
     batch_ndims = _check_shape(y_true.shape, distribution)
     log_prob = distribution.log_prob(y_true)
-    return -tf.reduce_mean(log_prob, axis=range(log_prob.shape.rank - batch_ndims))
+    if log_prob.shape.rank - batch_ndims == 1:
+        return log_prob
+    return tf.reshape(log_prob, tf.concat([[-1], tf.shape(y_true)[:batch_ndims]], 0))
 
 
 def _check_shape(shape: Any, distribution: Any) -> int:

@@ -1,41 +1,357 @@
-"""Objectives: what training minimizes, as a function of the terms of each example."""
+"""Objectives: what training minimizes, as functions of the log weights of draws of z.
 
-from typing import Any
+The log weight of a draw z_s of q(z|x) is log w_s = log p(x, z_s) - log q(z_s|x). An objective has
+an equation in the log weights, and a gradient estimator that is chosen by name.
+"""
+
+import dataclasses
+import inspect
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import tensorflow as tf
+import tensorflow_probability as tfp
 import tf_keras as keras
 
-from tfpvae import regularizers
+from tfpvae import blocks, checks, regularizers, schedules
+
+tfd = tfp.distributions
+
+# Far below the resolution of float32 beside weights that add up to one, and a safe divisor.
+_TINY = 1e-15
+
+_MISLED = ": few draws give an estimate that is lowest for a posterior that misses all weights"
+
+
+class Gate:
+    """Passes z on, and its gradient times a factor that is known only once z has been scored.
+
+    Estimators weight what reaches the posterior through z differently from what reaches the model.
+    This way one backward pass does both.
+
+    Args:
+      is_open: False stops the gradient.
+
+    Example:
+      >>> z, gate = tf.Variable([[1.0], [2.0]]), Gate()
+      >>> with tf.GradientTape() as tape:
+      ...     loss = tf.reduce_sum(gate(z) ** 2)
+      ...     gate.factor = tf.constant([0.0, 10.0])
+      >>> tape.gradient(loss, z).numpy().ravel()
+      array([ 0., 40.], dtype=float32)
+    """
+
+    def __init__(self, is_open: bool = True) -> None:
+        self.is_open = is_open
+        self.factor: Any = None
+
+    def __call__(self, z: Any) -> Any:
+        """The same z."""
+        if not self.is_open:
+            return tf.stop_gradient(z)
+        return tf.custom_gradient(lambda z: (tf.identity(z), self._weighted))(z)
+
+    def _weighted(self, gradient: Any) -> Any:
+        if self.factor is None:
+            return gradient
+        factor = tf.cast(self.factor, gradient.dtype)
+        ones = tf.ones(gradient.shape.rank - factor.shape.rank, tf.int32)
+        return gradient * tf.reshape(factor, tf.concat([tf.shape(factor), ones], 0))
+
+
+class Coefficients(NamedTuple):
+    r"""What each draw counts for in the estimate of a gradient; tensors `[S, B]`.
+
+    The estimate of the gradient to climb is, for the weights of the model (prior and decoder) and
+    of the posterior (encoder),
+
+    $$ \\sum_s m_s\\, \\partial_\\theta \\log p(x, z_s), \\qquad
+       \\sum_s \\Bigl( a_s\\, \\frac{\\partial \\log w_s}{\\partial z_s}
+       \\frac{\\partial z_s}{\\partial \\phi}
+       + b_s\\, \\partial_\\phi \\log q_\\phi(z \\mid x) \\big|_{z = z_s} \\Bigr) $$
+    """
+
+    model: Any  # m
+    path: Any = None  # a: through z, None for 0
+    score: Any = None  # b: through the density of q, None for 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """Draws of z from the posteriors of a batch, and the densities that objectives are made of.
+
+    Args:
+      posterior: q(z|x), a distribution with batch shape `[B]`.
+      prior: p(z).
+      z: draws `[S, B, ...]`, as they came out of the gate.
+      gate: what they went through.
+      log_likelihood: log p(x|z), `[S, B]`.
+      kl: KL(q(z|x) || p(z)), `[B]`: in closed form, or from these draws.
+      kl_by_dimension: a function that returns the KL of each latent dimension, `[B, D]`.
+      dream: a function that draws (x, z) from the model and returns log q(z|x), `[B]`; None in
+        evaluation.
+      kl_weight: the factor of log p(z) - log q(z|x) in the log weights.
+    """
+
+    posterior: Any
+    prior: Any
+    z: Any
+    gate: Gate
+    log_likelihood: Any
+    kl: Any
+    kl_by_dimension: Callable[[], Any]
+    dream: Callable[[], Any] | None
+    kl_weight: Any = 1.0
+
+    @property
+    def log_weights(self) -> Any:
+        """The log weights `[S, B]`, with the gradient of all that it depends on."""
+        return self._log_joint - self.kl_weight * self.posterior.log_prob(self.z)
+
+    def loss(self, value: Any, coefficients: Coefficients) -> Any:
+        """A loss `[B]` of this value whose gradient is minus the estimate of the coefficients."""
+        model, path, score = coefficients
+        total = []
+        if path is not None and path is not model:
+            model = tf.maximum(model, _TINY)
+            self.gate.factor = tf.stop_gradient(path / model)
+        joint = self._log_joint
+        if path is not None:
+            joint -= self.kl_weight * blocks.detached(self.posterior).log_prob(self.z)
+        total = tf.stop_gradient(model) * joint
+        if score is not None:
+            fixed = tf.stop_gradient(self.z)
+            total += tf.stop_gradient(score) * self.posterior.log_prob(fixed)
+        return with_gradient_of(value, -tf.reduce_sum(total, axis=0))
+
+    @property
+    def _log_joint(self) -> Any:
+        return self.log_likelihood + self.kl_weight * self.prior.log_prob(self.z)
+
+
+class Objective:
+    r"""A bound on log p(x), a function of the log weights of S draws; its negative is the loss.
+
+    For a bound of your own derive from this class and define `bound`: it is trained by two
+    estimators of its gradient,
+
+    - `"reparameterized"`: automatic differentiation, through z = z(phi, epsilon);
+    - `"score_function"`: for z that cannot be reparameterized, as discrete ones. With L the bound
+      of all draws, and L_s the bound with log w_s replaced by the mean of the others, which is a
+      baseline for draw s,
+
+    $$ \partial_\phi L \approx \sum_s \bigl( (L - L_s)\, \partial_\phi \log q(z_s \mid x)
+       + \frac{\partial L}{\partial \log w_s}\, \partial_\phi \log w_s \big|_{z_s} \bigr) $$
+
+    Args:
+      num_samples: the number S of draws for each example; None takes those that the posterior block
+        passes on.
+      estimator: the name of the estimator of the gradient.
+
+    Raises:
+      TypeError: for a number of draws that is no integer.
+      ValueError: for fewer than one draw, two with a baseline, or an estimator that this objective
+        does not have.
+
+    Example:
+      >>> class Median(Objective):
+      ...     def bound(self, log_weights):
+      ...         return tfp.stats.percentile(log_weights, 50.0, axis=0)
+      >>> float(Median(num_samples=3).bound(tf.constant([[1.0], [5.0], [2.0]]))[0])
+      2.0
+
+    Source: Mnih and Rezende, "Variational Inference for Monte Carlo Objectives", 2016 (VIMCO, the
+    baseline).
+    """
+
+    #: the estimators that there are, the default first
+    estimators: tuple[str, ...] = ("reparameterized", "score_function")
+
+    #: names of what it reports beside the loss
+    terms: tuple[str, ...] = ()
+
+    #: what changes the weight of the KL during training
+    schedule: schedules.Schedule | None = None
+
+    #: the fewest draws that make sense
+    min_samples = 1
+
+    def __init__(self, num_samples: int | None = None, estimator: str | None = None) -> None:
+        if num_samples is not None:
+            num_samples = checks.positive_integer("num_samples", num_samples)
+        estimator = self.estimators[0] if estimator is None else estimator
+        if estimator not in self.estimators:
+            raise ValueError(
+                f"estimator: got {estimator!r}, wanted one of {', '.join(self.estimators)} for "
+                f"{self.title()}{self._hint(estimator)}"
+            )
+        fewest = max(self.min_samples, 2 if estimator == "score_function" else 1)
+        if num_samples is not None and num_samples < fewest:
+            raise ValueError(
+                f"num_samples: got {num_samples}, wanted at least {fewest} for {self.title()} with "
+                f"the estimator {estimator!r}, which compares draws with one another"
+            )
+        self.num_samples, self.estimator, self._fewest = num_samples, estimator, fewest
+
+    def bound(self, log_weights: Any) -> Any:
+        """The bound on log p(x), `[...]`, from log weights `[S, ...]`."""
+        raise NotImplementedError
+
+    def __call__(self, draws: Draws) -> tuple[Any, dict[str, Any]]:
+        """The loss of each example, `[B]`, and what to report beside it."""
+        if self.estimator == "reparameterized":
+            return -self.bound(draws.log_weights), {}
+        log_weights = tf.stop_gradient(draws.log_weights)
+        return draws.loss(-self.bound(log_weights), self.coefficients(log_weights)), {}
+
+    def coefficients(self, log_weights: Any) -> Coefficients:
+        """The estimator of the gradient, from log weights `[S, B]`."""
+        slope = self.slope(log_weights)
+        return Coefficients(slope, score=leave_one_out(self.bound, log_weights) - slope)
+
+    def slope(self, log_weights: Any) -> Any:
+        """The derivative of the bound by each log weight, `[S, B]`."""
+        return _derivative(self.bound, log_weights)
+
+    def advance(self, kl: Any) -> None:
+        """Go on with what changes during training, after a step on examples with this KL `[B]`."""
+
+    def title(self) -> str:
+        """What errors call it."""
+        return type(self).__name__
+
+    def check(self, posterior: Any) -> None:
+        """Check that the estimator works with a posterior block.
+
+        Raises:
+          ValueError: if it does not, naming those that do.
+        """
+        q = posterior.new(tf.zeros([posterior.params_size], posterior.dtype))
+        self.check_distribution(q)
+        draws = posterior.num_samples or 1
+        name = posterior.conversion.name
+        if self.num_samples is None and (draws < self._fewest or self._needs_draws(name)):
+            raise ValueError(
+                f"num_samples: got None, wanted how many draws of z {self.title()} takes for each "
+                f"example, at least {self._fewest}, because the posterior {posterior.name!r} "
+                + ("passes one draw on" if name == "sample" else f"passes its {name} on")
+            )
+
+    def check_distribution(self, posterior: Any) -> None:
+        """Raise ValueError if the gradient needs reparameterized draws, and there are none."""
+        reparameterized = posterior.reparameterization_type == tfd.FULLY_REPARAMETERIZED
+        if self.uses_path and not reparameterized:
+            raise ValueError(
+                f"objective: got {self.title()} with the estimator {self.estimator!r}, for which "
+                f"draws of z have to be reparameterized, and those of the posterior "
+                f"{posterior.name} are not; wanted the estimator 'score_function', which ELBO, "
+                "IWAE, Renyi, CUBO and FDivergence have, or ReweightedWakeSleep"
+            )
+
+    @property
+    def kl_weight(self) -> Any:
+        """The factor of the KL."""
+        return 1.0
+
+    @property
+    def use_exact_kl(self) -> bool | None:
+        """Whether the KL is taken in closed form, see `KLDivergenceRegularizer`."""
+        return None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the ELBO by automatic differentiation, which takes z in any form."""
+        return False
+
+    @property
+    def uses_path(self) -> bool:
+        """Whether the gradient reaches the posterior through z."""
+        return self.estimator not in ("score_function", "wake_sleep")
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration: JSON."""
+        return {"num_samples": self.num_samples, "estimator": self.estimator}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        """The objective that a configuration describes."""
+        return cls(**config)
+
+    def _needs_draws(self, conversion: str) -> bool:
+        return conversion != "sample"
+
+    def _hint(self, estimator: str) -> str:
+        return ""
 
 
 @keras.saving.register_keras_serializable("tfpvae")
-class ELBO:
-    r"""The negative evidence lower bound.
+class ELBO(Objective):
+    r"""The evidence lower bound.
 
-    $$ -\mathrm{ELBO}(x) = \mathbb E_{q(z \mid x)}[-\log p(x \mid z)]
-       + w\, \mathrm{KL}\bigl(q(z \mid x)\ \|\ p(z)\bigr) \;\ge\; -\log p(x)
-       \quad \text{for } w = 1 $$
+    $$ \mathrm{ELBO}(x) = \frac1S \sum_s \log p(x \mid z_s)
+       - w\, \mathrm{KL}\bigl(q(z \mid x)\ \|\ p(z)\bigr) \;\le\; \log p(x)
+       \quad \text{on average, for } w = 1 $$
+
+    The KL has the closed form that TFP knows, or else it is estimated from the same draws; then the
+    bound is the mean of the log weights. With w != 1, or with free bits, the loss is no bound on
+    log p(x): `elbo` in the history is, always.
+
+    Estimators of the gradient, all unbiased: `"reparameterized"`; `"sticking_the_landing"`, which
+    leaves out a term of mean zero, so that its noise vanishes where the posterior is exact;
+    `"score_function"` for z that cannot be reparameterized.
 
     Args:
-      kl_weight: the factor w, a number or a `tf.Variable(..., trainable=False)` that a callback
-        changes. With w != 1 the loss is no bound on -log p(x); `nll + kl` still is.
+      kl_weight: the factor w: a number; a schedule of `tfpvae.schedules`, whose state is saved with
+        the model; or a `tf.Variable(..., trainable=False)` that a callback changes.
       use_exact_kl: None for the closed form of the KL where TFP has one and Monte Carlo otherwise,
         True for the closed form or an error, False for Monte Carlo.
+      num_samples: the number S of draws; None takes those that the posterior block passes on.
+      estimator: of the gradient.
+      free_bits: nats that the KL of each latent dimension, a mean over the batch, may have for
+        nothing: the term is sum_d max(free_bits, KL_d).
 
     Raises:
-      TypeError, ValueError: for a weight that is no number, negative, or trainable.
+      TypeError, ValueError: for a weight that is no number, negative, or trainable; free bits that
+        are negative or come with another estimator than the first; a closed form with sticking the
+        landing, which takes its gradient from draws.
 
     Example:
-      >>> float(ELBO(kl_weight=0.5)(nll=100.0, kl=10.0))
-      105.0
+      >>> float(ELBO().bound(tf.constant([-1.0, -3.0])))
+      -2.0
 
     Source: Jordan et al., "An Introduction to Variational Methods for Graphical Models", 1999;
-    Kingma and Welling, "Auto-Encoding Variational Bayes", 2014.
+    Kingma and Welling, "Auto-Encoding Variational Bayes", 2014; Roeder, Wu and Duvenaud, "Sticking
+    the Landing", 2017; Higgins et al., "beta-VAE", 2017 (the weight); Kingma et al., "Improving
+    Variational Inference with Inverse Autoregressive Flow", 2016 (free bits).
     """
 
-    def __init__(self, kl_weight: Any = 1.0, use_exact_kl: bool | None = None) -> None:
-        regularizers.check_weight("kl_weight", kl_weight)
+    estimators = ("reparameterized", "sticking_the_landing", "score_function")
+
+    def __init__(
+        self,
+        kl_weight: Any = 1.0,
+        use_exact_kl: bool | None = None,
+        num_samples: int | None = None,
+        estimator: str | None = None,
+        free_bits: float = 0.0,
+    ) -> None:
+        super().__init__(num_samples, estimator)
+        if not isinstance(kl_weight, schedules.Schedule):
+            regularizers.check_weight("kl_weight", kl_weight)
+        self.free_bits = checks.number(
+            "free_bits", free_bits, "a number of nats >= 0", lambda bits: 0.0 <= bits < math.inf
+        )
+        for name, given in (("free_bits", free_bits), ("use_exact_kl", use_exact_kl)):
+            if given and not self.is_plain:
+                raise ValueError(
+                    f"{name}: got {given} with the estimator {self.estimator!r}, wanted "
+                    f"{self.estimators[0]!r}: the other takes the gradient of the KL from draws"
+                )
         self._kl_weight, self._use_exact_kl = kl_weight, use_exact_kl
+        self.schedule = kl_weight if isinstance(kl_weight, schedules.Schedule) else None
+        self.terms = () if isinstance(kl_weight, numbers.Real) else ("kl_weight",)
 
     @property
     def kl_weight(self) -> Any:
@@ -47,17 +363,544 @@ class ELBO:
         """Whether the KL is taken in closed form."""
         return self._use_exact_kl
 
-    def __call__(self, nll: Any, kl: Any) -> Any:
-        """The loss of each example, `[B]`, from its negative log-likelihood and its KL."""
-        return nll + tf.cast(self.kl_weight, tf.convert_to_tensor(kl).dtype) * kl
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is trained by automatic differentiation."""
+        return self.estimator == self.estimators[0]
+
+    def bound(self, log_weights: Any) -> Any:
+        """The mean of the log weights."""
+        return tf.reduce_mean(log_weights, axis=0)
+
+    def __call__(self, draws: Draws) -> tuple[Any, dict[str, Any]]:
+        """The loss of each example, `[B]`, and the weight of the KL."""
+        nll = -tf.reduce_mean(draws.log_likelihood, axis=0)
+        weight = tf.cast(current_value(self.kl_weight), nll.dtype)
+        loss = nll + weight * (self._kl_beyond_free_bits(draws) if self.free_bits else draws.kl)
+        if not self.is_plain:
+            draws = dataclasses.replace(draws, kl_weight=weight)
+            loss = draws.loss(loss, self.coefficients(tf.stop_gradient(draws.log_weights)))
+        return loss, {"kl_weight": weight} if self.terms else {}
+
+    def coefficients(self, log_weights: Any) -> Coefficients:
+        """The estimator of the gradient, from log weights `[S, B]`."""
+        slope = self.slope(log_weights)
+        if self.estimator == "sticking_the_landing":
+            return Coefficients(slope, path=slope)
+        # The slopes are the same for all draws: they would only add a score of mean zero.
+        return Coefficients(slope, score=leave_one_out(self.bound, log_weights))
+
+    def advance(self, kl: Any) -> None:
+        """Let a schedule go on."""
+        if self.schedule is not None:
+            self.schedule.advance(tf.stop_gradient(tf.reduce_mean(kl)))
 
     def get_config(self) -> dict[str, Any]:
         """The configuration: JSON."""
-        weight = regularizers.weight_config(self.kl_weight)
-        return {"kl_weight": weight, "use_exact_kl": self.use_exact_kl}
+        if self.schedule is not None:
+            weight = keras.saving.serialize_keras_object(self.kl_weight)
+        else:
+            weight = regularizers.weight_config(self.kl_weight)
+        own = {"kl_weight": weight, "use_exact_kl": self.use_exact_kl, "free_bits": self.free_bits}
+        return own | super().get_config()
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "ELBO":
         """The objective that a configuration describes."""
-        weight = regularizers.weight_from_config(config["kl_weight"])
-        return cls(weight, config["use_exact_kl"])
+        weight = config["kl_weight"]
+        if isinstance(weight, dict) and "class_name" in weight:
+            weight = keras.saving.deserialize_keras_object(weight)
+        else:
+            weight = regularizers.weight_from_config(weight)
+        return cls(**config | {"kl_weight": weight})
+
+    def _kl_beyond_free_bits(self, draws: Draws) -> Any:
+        """`[B]`: its mean over the batch is sum_d max(free_bits, mean_b KL_bd)."""
+        kl = draws.kl_by_dimension()
+        paid = tf.reduce_mean(kl, axis=0) > self.free_bits
+        return tf.reduce_sum(tf.where(paid, kl, tf.cast(self.free_bits, kl.dtype)), axis=1)
+
+    def _needs_draws(self, conversion: str) -> bool:
+        return conversion != "sample" and not self.is_plain
+
+    def _hint(self, estimator: str) -> str:
+        if estimator == "doubly_reparameterized":
+            return "; for the ELBO that is 'sticking_the_landing'"
+        return ""
+
+
+@keras.saving.register_keras_serializable("tfpvae")
+class Renyi(Objective):
+    r"""The variational Renyi bound of any order alpha.
+
+    $$ L_\alpha(x) = \frac{1}{1 - \alpha} \log \frac1S \sum_s w_s^{1 - \alpha} $$
+
+    alpha = 1 is the ELBO (the limit), alpha = 0 IWAE's bound; for alpha >= 0 it is a lower bound on
+    log p(x) that falls as alpha rises. With the normalized weights v_s of w_s^(1 - alpha), the
+    estimators of the gradient for alpha >= 0 are `"reparameterized"`;
+    `"doubly_reparameterized"`, whose gradient for the posterior is
+
+    $$ \sum_s \bigl(\alpha v_s + (1 - \alpha) v_s^2\bigr)
+       \frac{\partial \log w_s}{\partial z_s} \frac{\partial z_s}{\partial \phi} $$
+
+    and whose noise does not drown it as S grows; `"score_function"`; and for alpha = 1 alone
+    `"sticking_the_landing"`, which elsewhere would be biased. All are unbiased for the bound of S
+    draws.
+
+    For alpha < 0 it is an upper bound in the limit of many draws: the posterior is trained to
+    lower it, while the model (prior and decoder) is trained to raise IWAE's bound, from the same
+    draws; the loss is that of the model, and `upper_bound` stands beside it in the history. The
+    gradients for the posterior, of L_alpha to be lowered, are
+
+    $$ \sum_s \alpha v_s \frac{\partial \log w_s}{\partial z_s} \frac{\partial z_s}{\partial \phi}
+       \quad \text{(doubly reparameterized)}, \qquad
+       \sum_s \frac{\alpha}{1 - \alpha} v_s\, \partial_\phi \log q(z_s \mid x)
+       \quad \text{(score function)} $$
+
+    both exact for S -> infinity. Plain reparameterization is refused there: few draws give an
+    estimate that lies below the bound, and is lowest for a posterior that misses all weights.
+
+    Args:
+      alpha: the order, any finite number.
+      num_samples: the number S of draws for each example.
+      estimator: of the gradient.
+
+    Raises:
+      TypeError: if alpha is no number.
+      ValueError: if alpha is not finite, or does not go with the estimator; for one draw with
+        alpha < 0.
+
+    Example:
+      >>> log_weights = tf.math.log([1.0, 3.0])
+      >>> [round(float(Renyi(alpha, 2).bound(log_weights)), 4) for alpha in (-1.0, 0.0, 1.0, 2.0)]
+      [0.8047, 0.6931, 0.5493, 0.4055]
+
+    Source: Li and Turner, "Renyi Divergence Variational Inference", 2016; Tucker, Lawson, Gu and
+    Maddison, "Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives", 2019.
+    """
+
+    def __init__(
+        self, alpha: float, num_samples: int | None = None, estimator: str | None = None
+    ) -> None:
+        self.alpha = checks.number("alpha", alpha, "a finite number", math.isfinite)
+        self.estimators = ("doubly_reparameterized", "score_function")
+        if self.is_upper:
+            self.terms = ("upper_bound",)
+            self.min_samples = 2  # One draw estimates a lower bound.
+        else:
+            self.estimators = ("reparameterized", *self.estimators)
+        if self.alpha == 1.0:
+            self.estimators = (*self.estimators, "sticking_the_landing")
+        super().__init__(num_samples, estimator)
+
+    @property
+    def is_upper(self) -> bool:
+        """Whether it is an upper bound."""
+        return self.alpha < 0.0
+
+    def bound(self, log_weights: Any) -> Any:
+        """The Renyi bound, `[...]`, from log weights `[S, ...]`."""
+        return renyi_bound(log_weights, self.alpha)
+
+    def __call__(self, draws: Draws) -> tuple[Any, dict[str, Any]]:
+        """The loss of each example, `[B]`, and the upper bound, if it is one."""
+        if not self.is_upper:
+            return super().__call__(draws)
+        log_weights = tf.stop_gradient(draws.log_weights)
+        loss = draws.loss(-renyi_bound(log_weights, 0.0), self.coefficients(log_weights))
+        return loss, {"upper_bound": self.bound(log_weights)}
+
+    def coefficients(self, log_weights: Any) -> Coefficients:
+        """The estimator of the gradient, from log weights `[S, B]`."""
+        alpha, v = self.alpha, self.slope(log_weights)
+        if self.is_upper:
+            model = tf.nn.softmax(log_weights, axis=0)
+            if self.estimator == "doubly_reparameterized":
+                return Coefficients(model, path=-alpha * v)
+            return Coefficients(model, score=-alpha / (1.0 - alpha) * v)
+        if self.estimator == "doubly_reparameterized":
+            return Coefficients(v, path=alpha * v + (1.0 - alpha) * v**2)
+        if self.estimator == "sticking_the_landing":
+            return Coefficients(v, path=v)
+        return super().coefficients(log_weights)
+
+    def slope(self, log_weights: Any) -> Any:
+        """The normalized weights v."""
+        return tf.nn.softmax((1.0 - self.alpha) * log_weights, axis=0)
+
+    def title(self) -> str:
+        """What errors call it."""
+        return f"{type(self).__name__} with alpha = {self.alpha:g}"
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration: JSON."""
+        return {"alpha": self.alpha} | super().get_config()
+
+    def _hint(self, estimator: str) -> str:
+        if self.is_upper and estimator == "reparameterized":
+            return _MISLED
+        if estimator == "sticking_the_landing":
+            return ", for which sticking the landing is biased"
+        return ""
+
+
+@keras.saving.register_keras_serializable("tfpvae")
+class IWAE(Renyi):
+    r"""The importance weighted bound.
+
+    $$ L_S(x) = \log \frac1S \sum_s w_s \;\le\; \log p(x) \quad \text{on average} $$
+
+    It rises with S towards log p(x). Estimators of the gradient, all unbiased:
+    `"reparameterized"`; `"doubly_reparameterized"`, of lower variance above all for large S;
+    `"score_function"` with VIMCO's baseline, for z that cannot be reparameterized.
+
+    Args:
+      num_samples: the number S of draws for each example; None takes those that the posterior block
+        passes on.
+      estimator: of the gradient.
+
+    Example:
+      >>> round(float(IWAE(num_samples=2).bound(tf.math.log([1.0, 3.0]))), 4)  # log 2
+      0.6931
+
+    Source: Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders", 2016; Tucker et
+    al., "Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives", 2019; Mnih and
+    Rezende, "Variational Inference for Monte Carlo Objectives", 2016.
+    """
+
+    def __init__(self, num_samples: int | None = None, estimator: str | None = None) -> None:
+        super().__init__(0.0, num_samples, estimator)
+
+    def title(self) -> str:
+        """What errors call it."""
+        return type(self).__name__
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration: JSON."""
+        return {"num_samples": self.num_samples, "estimator": self.estimator}
+
+
+@keras.saving.register_keras_serializable("tfpvae")
+class CUBO(Renyi):
+    r"""The chi upper bound.
+
+    $$ \mathrm{CUBO}_n(x) = \frac1n \log \frac1S \sum_s w_s^n \;\ge\; \log p(x)
+       \quad \text{for } S \to \infty $$
+
+    It is the Renyi bound of order alpha = 1 - n, and trained as `Renyi` says there: the posterior
+    lowers it, so that it covers the true posterior, and the model raises IWAE's bound. `loss` is
+    the negative of the latter, `upper_bound` the CUBO: together they bracket log p(x).
+
+    Args:
+      order: the order n > 1.
+      num_samples: the number S of draws for each example.
+      estimator: of the gradient, `"doubly_reparameterized"` or `"score_function"`.
+
+    Raises:
+      ValueError: for n <= 1, which is no upper bound.
+
+    Example:
+      >>> round(float(CUBO(2.0, num_samples=2).bound(tf.math.log([1.0, 3.0]))), 4)  # log sqrt 5
+      0.8047
+
+    Source: Dieng, Tran, Ranganath, Paisley and Blei, "Variational Inference via chi Upper Bound
+    Minimization", 2017.
+    """
+
+    def __init__(
+        self,
+        order: float = 2.0,
+        num_samples: int | None = None,
+        estimator: str | None = None,
+    ) -> None:
+        self.order = checks.number(
+            "order", order, "a finite number greater than 1", lambda n: 1.0 < n < math.inf
+        )
+        super().__init__(1.0 - self.order, num_samples, estimator)
+
+    def title(self) -> str:
+        """What errors call it."""
+        return f"CUBO of order {self.order:g}"
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration: JSON."""
+        own = {"order": self.order}
+        return own | {"num_samples": self.num_samples, "estimator": self.estimator}
+
+
+@keras.saving.register_keras_serializable("tfpvae")
+class FDivergence(Objective):
+    r"""Any f-divergence of `tfp.vi` between the true posterior and q(z|x).
+
+    $$ D_f\bigl(p(z \mid x)\ \|\ q(z \mid x)\bigr) = \mathbb E_{q(z \mid x)}[f(u)]
+       \approx \frac1S \sum_s f(u_s), \qquad
+       u_s = \frac{w_s}{\frac1S \sum_t w_t} \approx \frac{p(z_s \mid x)}{q(z_s \mid x)} $$
+
+    The posterior lowers the divergence, with the mean weight, which estimates p(x), held fixed; the
+    model raises IWAE's bound, from the same draws. The loss is that of the model; `divergence`
+    stands beside it in the history. Dividing by the mean weight is what makes it a divergence of
+    distributions, as p(x, z) does not integrate to one; its estimate, and the gradient, are exact
+    for S -> infinity.
+
+    Estimators of the gradient: `"doubly_reparameterized"`, of a smooth f, and `"score_function"`.
+    Plain reparameterization is refused, because few draws give an estimate that is lowest for a
+    posterior that misses all weights.
+
+    Args:
+      discrepancy_fn: the name of a function of `tfp.vi` that takes log u: "kl_forward",
+        "kl_reverse", "jensen_shannon", "pearson", "squared_hellinger", "amari_alpha" ...
+      num_samples: the number S >= 2 of draws for each example.
+      estimator: of the gradient.
+      **kwargs: other arguments of the function, `alpha` of "amari_alpha".
+
+    Raises:
+      TypeError: for arguments that the function does not take.
+      ValueError: for a name that `tfp.vi` does not have.
+
+    Example:
+      >>> objective = FDivergence("kl_forward", num_samples=2)
+      >>> log_weights = tf.math.log([1.0, 3.0])  # u = 1/2, 3/2
+      >>> round(float(objective.divergence(log_weights)), 4)  # (log(1/2) + 3 log(3/2)) / 4
+      0.1308
+
+    Source: Csiszar, "Eine informationstheoretische Ungleichung", 1963; Dillon et al., "TensorFlow
+    Distributions", 2017.
+    """
+
+    estimators: tuple[str, ...] = ("doubly_reparameterized", "score_function")
+    terms = ("divergence",)
+    min_samples = 2
+
+    def __init__(
+        self,
+        discrepancy_fn: str,
+        num_samples: int | None = None,
+        estimator: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if discrepancy_fn not in _DISCREPANCIES:
+            raise ValueError(
+                f"discrepancy_fn: got {discrepancy_fn!r}, wanted the name of a function of tfp.vi: "
+                f"{', '.join(_DISCREPANCIES)}"
+            )
+        self.discrepancy_fn, self._kwargs = discrepancy_fn, kwargs
+        try:
+            self._function(tf.zeros([]))
+        except TypeError as error:
+            raise TypeError(f"discrepancy_fn: tfp.vi.{error}") from None
+        if discrepancy_fn in _NOT_SMOOTH:
+            self.estimators = ("score_function",)
+        super().__init__(num_samples, estimator)
+
+    def bound(self, log_weights: Any) -> Any:
+        """IWAE's bound, which the model raises."""
+        return renyi_bound(log_weights, 0.0)
+
+    def divergence(self, log_weights: Any) -> Any:
+        """The estimate of the divergence, `[...]`, from log weights `[S, ...]`."""
+        log_u = log_weights - tf.stop_gradient(self.bound(log_weights))
+        return tf.reduce_mean(self._function(log_u), axis=0)
+
+    def __call__(self, draws: Draws) -> tuple[Any, dict[str, Any]]:
+        """The loss of each example, `[B]`, and the divergence."""
+        log_weights = tf.stop_gradient(draws.log_weights)
+        loss = draws.loss(-self.bound(log_weights), self.coefficients(log_weights))
+        return loss, {"divergence": self.divergence(log_weights)}
+
+    def coefficients(self, log_weights: Any) -> Coefficients:
+        """The estimator of the gradient, from log weights `[S, B]`."""
+        evidence = self.bound(log_weights)
+
+        def closeness(log_weights: Any) -> Any:
+            return -tf.reduce_mean(self._function(log_weights - evidence), axis=0)
+
+        slope = _derivative(closeness, log_weights)
+        model = tf.nn.softmax(log_weights, axis=0)
+        if self.estimator == "score_function":
+            return Coefficients(model, score=leave_one_out(closeness, log_weights) - slope)
+        # Each draw has a term of its own: the second derivative is that of the sum of slopes.
+        curvature = _derivative(lambda values: _derivative(closeness, values), log_weights)
+        return Coefficients(model, path=slope - curvature)
+
+    def title(self) -> str:
+        """What errors call it."""
+        return f"FDivergence({self.discrepancy_fn!r})"
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration: JSON."""
+        return {"discrepancy_fn": self.discrepancy_fn} | super().get_config() | self._kwargs
+
+    def _function(self, log_u: Any) -> Any:
+        function = getattr(tfp.vi, self.discrepancy_fn)
+        # The form of f that is 0 at u = 1, and smallest there.
+        takes = "self_normalized" in inspect.signature(function).parameters
+        return function(log_u, **({"self_normalized": True} if takes else {}) | self._kwargs)
+
+    def _hint(self, estimator: str) -> str:
+        if estimator == "doubly_reparameterized":
+            return ", whose f has a kink"
+        return _MISLED if estimator == "reparameterized" else ""
+
+
+@keras.saving.register_keras_serializable("tfpvae")
+class ReweightedWakeSleep(Objective):
+    r"""Reweighted wake-sleep: the posterior learns by the forward KL from the true one.
+
+    $$ \begin{aligned}
+       \text{model:} \quad & \max_\theta\ \log \frac1S \sum_s w_s \\
+       \text{posterior, awake:} \quad & \max_\phi\ \sum_s v_s \log q(z_s \mid x)
+          \approx \mathbb E_{p(z \mid x)}[\log q(z \mid x)],
+          \qquad v_s = w_s / {\textstyle\sum_t w_t} \\
+       \text{posterior, asleep:} \quad & \max_\phi\ \log q(z' \mid x'), \qquad (x', z') \sim p(x, z)
+       \end{aligned} $$
+
+    The posterior climbs `(1 - sleep) * awake + sleep * asleep`. No gradient goes through z: it may
+    be discrete. The loss is the negative of IWAE's bound, `forward_kl` beside it in the history is
+    the estimate of KL(p(z|x) || q(z|x)) of the draws.
+
+    With one draw and sleep = 1 it is the wake-sleep algorithm of the Helmholtz machine, whose loss
+    is the negative ELBO.
+
+    Args:
+      num_samples: the number S of draws for each example; None takes those that the posterior block
+        passes on.
+      sleep: share of the sleep phase; None for 1 with one draw, whose wake phase has no gradient,
+        and 0.5 with more.
+
+    Raises:
+      TypeError: if sleep is no number.
+      ValueError: if it is not between 0 and 1.
+
+    Example:
+      >>> ReweightedWakeSleep(num_samples=1).sleep
+      1.0
+
+    Source: Hinton, Dayan, Frey and Neal, "The Wake-Sleep Algorithm for Unsupervised Neural
+    Networks", 1995; Bornschein and Bengio, "Reweighted Wake-Sleep", 2015.
+    """
+
+    estimators = ("wake_sleep",)
+    terms = ("forward_kl",)
+
+    def __init__(self, num_samples: int | None = None, sleep: float | None = None) -> None:
+        super().__init__(num_samples)
+        if sleep is None:
+            sleep = 1.0 if num_samples == 1 else 0.5
+        self.sleep = checks.number(
+            "sleep", sleep, "a number from 0 to 1", lambda share: 0.0 <= share <= 1.0
+        )
+
+    def bound(self, log_weights: Any) -> Any:
+        """IWAE's bound, which the model raises."""
+        return renyi_bound(log_weights, 0.0)
+
+    def __call__(self, draws: Draws) -> tuple[Any, dict[str, Any]]:
+        """The loss of each example, `[B]`, and the forward KL."""
+        log_weights = tf.stop_gradient(draws.log_weights)
+        bound, v = self.bound(log_weights), tf.nn.softmax(log_weights, axis=0)
+        loss = draws.loss(-bound, Coefficients(v, score=(1.0 - self.sleep) * v))
+        if self.sleep and draws.dream is not None:
+            loss = with_gradient_of(loss, -self.sleep * draws.dream(), keep=True)
+        return loss, {"forward_kl": tf.reduce_sum(v * log_weights, axis=0) - bound}
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration: JSON."""
+        return {"num_samples": self.num_samples, "sleep": self.sleep}
+
+
+def renyi_bound(log_weights: Any, alpha: float) -> Any:
+    r"""The variational Renyi bound of order alpha.
+
+    $$ L_\alpha = \frac{1}{1 - \alpha} \log \frac1S \sum_s w_s^{1 - \alpha}, \qquad
+       L_1 = \frac1S \sum_s \log w_s $$
+
+    Args:
+      log_weights: `[S, ...]`.
+      alpha: a finite number.
+
+    Returns:
+      A tensor `[...]`.
+
+    Example:
+      >>> round(float(renyi_bound(tf.math.log([1.0, 3.0]), 0.0)), 4)  # log 2
+      0.6931
+
+    Source: Li and Turner, "Renyi Divergence Variational Inference", 2016.
+    """
+    power = 1.0 - alpha
+    log_weights = tf.convert_to_tensor(log_weights)
+    mean = tf.reduce_mean(log_weights, axis=0)
+    if power == 0.0:
+        return mean
+    if abs(power) < 1e-3:  # The logarithm below would be lost to rounding.
+        excess = tf.math.expm1(power * (log_weights - mean))
+        return mean + tf.math.log1p(tf.reduce_mean(excess, axis=0)) / power
+    log_size = tf.math.log(tf.cast(tf.shape(log_weights)[0], log_weights.dtype))
+    return (tf.reduce_logsumexp(power * log_weights, axis=0) - log_size) / power
+
+
+def leave_one_out(bound: Callable[[Any], Any], log_weights: Any) -> Any:
+    r"""What each draw adds to a bound, beyond what the others let expect.
+
+    $$ L(\log w_1, \dots, \log w_S)
+       - L\Bigl(\log w_1, \dots, \frac{1}{S - 1} \sum_{t \ne s} \log w_t, \dots, \log w_S\Bigr) $$
+
+    The second term does not depend on draw s, so it is a baseline for the score function.
+
+    Args:
+      bound: from `[S, ...]` to `[...]`.
+      log_weights: `[S, B]`, S >= 2. It takes memory for `[S, S, B]` numbers.
+
+    Returns:
+      A tensor `[S, B]`.
+
+    Example:
+      >>> mean = lambda log_weights: tf.reduce_mean(log_weights, axis=0)
+      >>> leave_one_out(mean, tf.constant([[1.0], [3.0]])).numpy().ravel()  # (1-3)/2, (3-1)/2
+      array([-1.,  1.], dtype=float32)
+
+    Source: Mnih and Rezende, "Variational Inference for Monte Carlo Objectives", 2016.
+    """
+    size = tf.shape(log_weights)[0]
+    total = tf.reduce_sum(log_weights, axis=0)
+    others = (total - log_weights) / tf.cast(size - 1, log_weights.dtype)
+    is_own = tf.eye(size, dtype=tf.bool)[..., tf.newaxis]
+    replaced = tf.where(is_own, others[tf.newaxis], log_weights[:, tf.newaxis])  # [S, S, B]
+    return bound(log_weights) - bound(replaced)
+
+
+def with_gradient_of(value: Any, source: Any, keep: bool = False) -> Any:
+    """The value, with the gradient of another tensor, or with `keep` with the sum of both."""
+    value = value if keep else tf.stop_gradient(value)
+    return value + (source - tf.stop_gradient(source))
+
+
+def current_value(kl_weight: Any) -> Any:
+    """A weight of the KL as it is now: of a schedule, a variable or a number."""
+    return kl_weight.value() if isinstance(kl_weight, schedules.Schedule) else kl_weight
+
+
+def _derivative(function: Callable[[Any], Any], argument: Any) -> Any:
+    """The gradient of the sum of what a function returns."""
+    with tf.GradientTape() as tape:
+        tape.watch(argument)
+        total = tf.reduce_sum(function(argument))
+    return tape.gradient(total, argument)
+
+
+_NOT_SMOOTH = ("log1p_abs", "total_variation")
+_DISCREPANCIES = (
+    "amari_alpha",
+    "arithmetic_geometric",
+    "chi_square",
+    "jeffreys",
+    "jensen_shannon",
+    "kl_forward",
+    "kl_reverse",
+    *_NOT_SMOOTH,
+    "modified_gan",
+    "pearson",
+    "squared_hellinger",
+    "t_power",
+    "triangular",
+)

@@ -119,6 +119,31 @@ class KLDivergenceRegularizer(tfp.layers.KLDivergenceRegularizer):
         sample_ndims = log_ratio.shape.rank - q.batch_shape.rank
         return tf.reduce_mean(log_ratio, axis=range(sample_ndims))
 
+    def divergence_by_dimension(self, distribution_a: Any) -> Any:
+        """KL(q(z_d|x) || p(z_d)) of each dimension of z: tensor `[B, D]`, in nats.
+
+        Args:
+          distribution_a: the posterior q(z|x), what a posterior layer returned.
+
+        Raises:
+          ValueError: unless the dimensions of both are independent, of classes between which TFP
+            has the closed form.
+        """
+        q = getattr(distribution_a, "tensor_distribution", distribution_a)
+        p = self.prior()
+        p = getattr(p, "tensor_distribution", p)
+        if isinstance(q, tfd.Independent) and isinstance(p, tfd.Independent):
+            try:
+                kl = tfd.kl_divergence(q.distribution, p.distribution)
+                return tf.reshape(kl, tf.concat([q.batch_shape_tensor(), [-1]], 0))
+            except NotImplementedError:
+                pass
+        raise ValueError(
+            f"the KL of each dimension: got the posterior {q.name} and the prior {p.name}, wanted "
+            "two with independent dimensions and a closed form, as DiagonalNormal and "
+            "StandardNormal"
+        )
+
     def __call__(self, output: Any) -> Any:
         """What Keras divides by the leading axis of `output` and adds to the loss."""
         distribution = getattr(output, "_tfp_distribution", output)

@@ -69,10 +69,15 @@ class ProbabilisticModel(keras.Model):
         self.preprocessing = preprocessing
         self._chosen_pace = False  # Whether the user gave `steps_per_execution`,
         self._user_pace: int | None = None  # and what it is while a run has changed it.
-        # Past Keras's tracking, which would count the running means among the model's weights.
-        means = [keras.metrics.Mean(name=name) for name in ("loss", *self.terms)]
-        object.__setattr__(self, "_means", means)
+        self._log_terms(self.terms)
         self._has_metrics = False
+
+    def _log_terms(self, terms: tuple[str, ...]) -> None:
+        """Name the terms of the loss, of which the logs hold the means."""
+        means = [keras.metrics.Mean(name=name) for name in ("loss", *terms)]
+        # Past Keras's tracking, which would count the running means among the model's weights.
+        object.__setattr__(self, "terms", terms)
+        object.__setattr__(self, "_means", means)
 
     def example_losses(self, x: Any, y: Any, training: bool) -> tuple[Any, dict[str, Any], Any]:
         """The loss of each example `[B]`, its terms by name, and the prediction.
@@ -274,7 +279,7 @@ class ProbabilisticModel(keras.Model):
             raise ValueError("class_weight: the model has no classes; use sample_weight")
         self._eval_data_handler = None  # What a `fit` that failed left behind.
         with self._fed(data, held_out, callbacks, settings) as (data, held_out, callbacks):
-            return super().fit(
+            history = super().fit(
                 data.x,
                 data.y,
                 sample_weight=data.weight,
@@ -282,6 +287,11 @@ class ProbabilisticModel(keras.Model):
                 callbacks=callbacks,
                 **settings,
             )
+        self.check_trained()
+        return history
+
+    def check_trained(self) -> None:
+        """Warn of what a user should know when `fit` has ended."""
 
     def evaluate(
         self,
