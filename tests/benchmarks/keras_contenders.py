@@ -6,9 +6,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras as keras
-from workloads import LATENT_SIZE
 
-from tfpvae import VAE, likelihoods, networks, posteriors, priors
+from tfpvae import VAE, likelihoods, networks, objectives, posteriors, priors
 
 tfd, tfpl = tfp.distributions, tfp.layers
 
@@ -36,9 +35,10 @@ def train_stock(workload, x, epochs, report, **compile_options):
     """
     keras.utils.set_random_seed(0)
     encoder, decoder = networks_of(workload)
-    prior = tfd.Independent(tfd.Normal(tf.zeros(LATENT_SIZE), 1.0), reinterpreted_batch_ndims=1)
+    size = workload.latent_size
+    prior = tfd.Independent(tfd.Normal(tf.zeros(size), 1.0), reinterpreted_batch_ndims=1)
     kl = tfpl.KLDivergenceRegularizer(prior)
-    posterior = tfpl.IndependentNormal(LATENT_SIZE, activity_regularizer=kl)
+    posterior = tfpl.IndependentNormal(size, activity_regularizer=kl)
     likelihood = tfpl.IndependentBernoulli(workload.shape, tfd.Bernoulli.logits)
     model = keras.Sequential([encoder, posterior, decoder, keras.layers.Flatten(), likelihood])
     model.compile(workload.optimizer, lambda x, p: -p.log_prob(x), **compile_options)
@@ -62,7 +62,8 @@ def multiply(workload, x, epochs, report):
 
     def step(i, *_):
         with tf.GradientTape() as tape:
-            y = decoder(encoder(batch)[:, :LATENT_SIZE])
+            z = encoder(batch)[:, : workload.latent_size]
+            y = decoder(tf.repeat(z, workload.num_samples or 1, axis=0))
         return i + 1, *tape.gradient(y, weights, output_gradients=y)
 
     @tf.function
@@ -81,11 +82,12 @@ def _fit_tfpvae(workload, data, epochs, report, **options):
     keras.utils.set_random_seed(0)
     encoder, decoder = networks_of(workload)
     vae = VAE(
-        priors.StandardNormal(LATENT_SIZE),
-        keras.Sequential([encoder, posteriors.DiagonalNormal(LATENT_SIZE)]),
+        priors.StandardNormal(workload.latent_size),
+        keras.Sequential([encoder, posteriors.DiagonalNormal(workload.latent_size)]),
         keras.Sequential([decoder, likelihoods.Bernoulli(workload.shape)]),
     )
-    vae.compile(workload.optimizer)
+    num = workload.num_samples
+    vae.compile(workload.optimizer, objective=objectives.IWAE(num) if num else None)
     _fit(vae, (data,), epochs, report, **options)
 
 
@@ -96,12 +98,14 @@ def _fit(model, data, epochs, report, **options):
 
 
 def networks_of(workload):
+    size = workload.latent_size
     if len(workload.shape) == 1:
-        encoder = networks.mlp_encoder(workload.shape, 2 * LATENT_SIZE)
-        decoder = networks.mlp_decoder(LATENT_SIZE, *workload.shape)
+        layers = {"hidden": workload.hidden, "activation": workload.activation}
+        encoder = networks.mlp_encoder(workload.shape, 2 * size, **layers)
+        decoder = networks.mlp_decoder(size, *workload.shape, **layers)
     else:
-        encoder = networks.conv_encoder(workload.shape, 2 * LATENT_SIZE)
-        decoder = networks.conv_decoder(LATENT_SIZE, workload.shape)
+        encoder = networks.conv_encoder(workload.shape, 2 * size)
+        decoder = networks.conv_decoder(size, workload.shape)
     assert (encoder.count_params(), decoder.count_params()) == workload.weights
     return encoder, decoder
 

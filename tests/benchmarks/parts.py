@@ -13,7 +13,7 @@ import time
 import tensorflow as tf
 import tf_keras as keras
 from keras_contenders import networks_of, products_of
-from workloads import LATENT_SIZE, WORKLOADS
+from workloads import WORKLOADS
 
 from tfpvae import VAE, datasets, likelihoods, noise, posteriors, priors
 
@@ -30,8 +30,8 @@ class Step:
         self.without_biases = [products_of(network) for network in self.networks]
         encoder, decoder = self.networks
         self.vae = VAE(
-            priors.StandardNormal(LATENT_SIZE),
-            keras.Sequential([encoder, posteriors.DiagonalNormal(LATENT_SIZE)]),
+            priors.StandardNormal(WORKLOAD.latent_size),
+            keras.Sequential([encoder, posteriors.DiagonalNormal(WORKLOAD.latent_size)]),
             keras.Sequential([decoder, likelihoods.Bernoulli(WORKLOAD.shape)]),
         )
         self.vae.compile(WORKLOAD.optimizer)
@@ -61,7 +61,7 @@ class Step:
     def _backward(self, i, encoder, decoder):
         weights = encoder.trainable_variables + decoder.trainable_variables
         with tf.GradientTape() as tape:
-            y = decoder(encoder(self.batches[i % 8])[:, :LATENT_SIZE])
+            y = decoder(encoder(self.batches[i % 8])[:, : WORKLOAD.latent_size])
         return tape.gradient(y, weights, output_gradients=y)
 
     def _loss_and_gradients(self, i):

@@ -11,7 +11,6 @@ from pythae.models.nn import BaseDecoder, BaseEncoder
 from pythae.trainers import BaseTrainer, BaseTrainerConfig
 from pythae.trainers.training_callbacks import TrainingCallback
 from torch_contenders import OPTIMIZERS, channels_first, networks
-from workloads import LATENT_SIZE
 
 
 class Encoder(BaseEncoder):
@@ -47,7 +46,7 @@ def train(workload, x, epochs, report):
     torch.manual_seed(0)
     encoder, decoder = networks(workload)
     x = channels_first(x)
-    config = VAEConfig(tuple(x.shape[1:]), LATENT_SIZE, reconstruction_loss="bce")
+    config = VAEConfig(tuple(x.shape[1:]), workload.latent_size, reconstruction_loss="bce")
     name, settings = OPTIMIZERS[workload.optimizer]
     with tempfile.TemporaryDirectory() as folder:
         BaseTrainer(

@@ -1,11 +1,11 @@
 """The contenders that run on PyTorch, with the threads that it takes by itself: one a core."""
 
+import itertools
 import math
 
 import torch
 from torch import nn
 from torch.nn import functional
-from workloads import LATENT_SIZE
 
 # Keras's optimizers in PyTorch's words. There is no fused RMSprop, and foreach makes none faster.
 OPTIMIZERS = {
@@ -27,15 +27,32 @@ def train(workload, x, epochs, report):
         for rows in torch.randperm(len(x)).split(workload.batch_size):
             batch = x[rows]
             loc, log_variance = encoder(batch).chunk(2, dim=-1)
-            z = loc + torch.exp(0.5 * log_variance) * torch.randn_like(loc)
-            nll = functional.binary_cross_entropy_with_logits(decoder(z), batch, reduction="sum")
-            kl = 0.5 * (loc.square() + log_variance.exp() - log_variance - 1).sum()
-            loss = (nll + kl) / len(batch)
+            if workload.num_samples:
+                loss = importance_weighted(decoder, batch, loc, log_variance, workload.num_samples)
+            else:
+                z = loc + torch.exp(0.5 * log_variance) * torch.randn_like(loc)
+                nll = functional.binary_cross_entropy_with_logits(
+                    decoder(z), batch, reduction="sum"
+                )
+                kl = 0.5 * (loc.square() + log_variance.exp() - log_variance - 1).sum()
+                loss = (nll + kl) / len(batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             total += loss.detach() * len(batch)
         report(float(total) / len(x))
+
+
+def importance_weighted(decoder, batch, loc, log_variance, num_samples):
+    """The negative bound -log(1/S sum_s w_s), a mean over the batch."""
+    noise = torch.randn(num_samples, *loc.shape)
+    z = loc + torch.exp(0.5 * log_variance) * noise
+    every = batch.expand(num_samples, *batch.shape)
+    nll = functional.binary_cross_entropy_with_logits(decoder(z), every, reduction="none").sum(-1)
+    # The normalizing constants of prior and posterior cancel.
+    log_ratio = 0.5 * (noise.square() + log_variance - z.square()).sum(-1)
+    log_weights = log_ratio - nll
+    return math.log(num_samples) - torch.logsumexp(log_weights, dim=0).mean()
 
 
 def multiply(workload, x, epochs, report):
@@ -50,24 +67,26 @@ def multiply(workload, x, epochs, report):
     batch = channels_first(x[: workload.batch_size])
     for _ in range(epochs):
         for _ in range(workload.steps):
-            z = _multiply(encoder, batch)[:, :LATENT_SIZE]
+            z = _multiply(encoder, batch)[:, : workload.latent_size]
+            z = z.repeat_interleave(workload.num_samples or 1, dim=0)
             _multiply(decoder, z, input_gradient=True)
         report(math.nan)
 
 
 def networks(workload):
     """Encoder and decoder with the layers and the initial distribution of tfpvae.networks."""
+    size = workload.latent_size
     if len(workload.shape) == 1:
-        encoder = [nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 2 * LATENT_SIZE)]
-        decoder = [nn.Linear(LATENT_SIZE, 256), nn.ReLU(), nn.Linear(256, 784)]
+        encoder = dense(workload, workload.shape[0], 2 * size)
+        decoder = dense(workload, size, workload.shape[0])
     else:
         encoder = [
             *(nn.Conv2d(1, 32, 3, stride=2, padding=1), nn.ReLU()),
             *(nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten()),
-            *(nn.Linear(7 * 7 * 64, 16), nn.ReLU(), nn.Linear(16, 2 * LATENT_SIZE)),
+            *(nn.Linear(7 * 7 * 64, 16), nn.ReLU(), nn.Linear(16, 2 * size)),
         ]
         decoder = [
-            *(nn.Linear(LATENT_SIZE, 7 * 7 * 64), nn.ReLU(), nn.Unflatten(1, (64, 7, 7))),
+            *(nn.Linear(size, 7 * 7 * 64), nn.ReLU(), nn.Unflatten(1, (64, 7, 7))),
             *(nn.ConvTranspose2d(64, 64, 3, 2, padding=1, output_padding=1), nn.ReLU()),
             *(nn.ConvTranspose2d(64, 32, 3, 2, padding=1, output_padding=1), nn.ReLU()),
             nn.ConvTranspose2d(32, 1, 3, padding=1),
@@ -80,6 +99,18 @@ def networks(workload):
         # In memory channels stay last: convolutions are a tenth faster than in PyTorch's order.
         network.to(memory_format=torch.channels_last)
     return pair
+
+
+def dense(workload, inputs, outputs):
+    """The layers of a dense network."""
+    activation = {"relu": nn.ReLU, "tanh": nn.Tanh}[workload.activation]
+    sizes = [inputs, *workload.hidden]
+    layers = [
+        layer
+        for size, following in itertools.pairwise(sizes)
+        for layer in (nn.Linear(size, following), activation())
+    ]
+    return [*layers, nn.Linear(sizes[-1], outputs)]
 
 
 def channels_first(x):
