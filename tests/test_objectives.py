@@ -463,6 +463,84 @@ def test_the_baseline_lowers_the_noise_of_the_score_function():
     assert spreads[0] < 0.5 * spreads[1]
 
 
+# Models whose evidence is known.
+
+FACTOR_SCALES = [0.5, 0.7, 0.9, 1.1, 1.3]
+
+
+def test_bounds_bracket_the_evidence_and_close_in():
+    """Averages over many sets of draws, in the order of theory; log p(x) in closed form."""
+    evidence = stats.norm.logpdf(X, 0, np.hypot(WIDE[2], LIKELIHOOD_SCALE))
+    rows = np.full((4000, 1), X, "float32")
+    log_weights = scalar_vae(ELBO(), WIDE).log_weights(rows, 1000, seed=0)
+
+    def average(objective, num):
+        """The mean of the bounds of `num` draws, and its standard error."""
+        sets = log_weights[: 1000 // num * num].reshape(num, -1)
+        bounds = objective.bound(sets).numpy()
+        return bounds.mean(), bounds.std() / np.sqrt(len(bounds))
+
+    elbo, elbo_error = average(ELBO(), 1)
+    loc, scale = WIDE[0] * X, np.log1p(np.exp(WIDE[1] * X))
+    truth = np.linspace(-12, 12, 20_001)
+    kl = np.trapezoid(
+        stats.norm.pdf(truth, loc, scale)
+        * (stats.norm.logpdf(truth, loc, scale) - densities_of_truth(truth)),
+        truth,
+    )
+    assert elbo == pytest.approx(evidence - kl, abs=4 * elbo_error)
+    lower = [elbo] + [average(IWAE(num), num)[0] for num in (2, 10, 100, 1000)]
+    assert (np.diff([*lower, evidence + 0.001]) > 0).all()
+    assert evidence - lower[-1] < 0.01 * (evidence - lower[0])
+    upper = [average(CUBO(order, 1000), 1000)[0] for order in (2.0, 3.0)]
+    assert evidence < upper[0] < upper[1]
+    for order, found in zip((2.0, 3.0), upper, strict=True):
+        assert found == pytest.approx(cubo(order)(WIDE), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("objective", "family", "scales"),
+    [
+        (ELBO(), posteriors.FullRankNormal, 0.8),
+        (ELBO(estimator="sticking_the_landing"), posteriors.DiagonalNormal, FACTOR_SCALES),
+        (IWAE(5, "doubly_reparameterized"), posteriors.DiagonalNormal, FACTOR_SCALES),
+    ],
+    ids=["ELBO, PCA", "ELBO, factor analysis", "IWAE, factor analysis"],
+)
+def test_training_reaches_the_maximum_of_the_evidence(objective, family, scales, rng):
+    """Probabilistic PCA: the maximum over W is a sum over the eigenvalues of the covariance.
+
+    Factor analysis with given scales is the same for x / scales. A diagonal posterior is exact
+    there for one rotation of W (Lucas et al., "Don't Blame the ELBO!", 2019).
+    """
+    size, latent_size, scales = 5, 2, np.broadcast_to(scales, 5)
+    x = rng.normal(size=(1000, latent_size)) @ rng.normal(size=(latent_size, size))
+    x = (x + scales * rng.normal(size=(1000, size))).astype("float32")
+    x -= x.mean(axis=0)
+    eigenvalues = np.linalg.eigvalsh(np.cov((x / scales).T, bias=True))[::-1]
+    kept, rest = np.split(eigenvalues, [latent_size])
+    constant = size * np.log(2 * np.pi) + latent_size + 2 * np.log(scales).sum()
+    maximum = -0.5 * (constant + np.log(kept).sum() + rest.sum())
+    vae = VAE(
+        priors.StandardNormal(latent_size),
+        keras.Sequential(
+            [keras.layers.Dense(family.params_size(latent_size)), family(latent_size)]
+        ),
+        keras.Sequential(
+            [keras.layers.Dense(size), likelihoods.Normal(size, scale=scales.astype("float32"))]
+        ),
+        seed=0,
+    )
+    rate = keras.optimizers.schedules.CosineDecay(0.05, 1000)
+    vae.compile(keras.optimizers.Adam(rate), objective=objective)
+    vae.fit(x, batch_size=100, epochs=100, verbose=0)
+    weight, bias = vae.decoder.layers[0].get_weights()
+    evidence = stats.multivariate_normal(bias, weight.T @ weight + np.diag(scales**2)).logpdf(x)
+    assert maximum - 0.05 < evidence.mean() < maximum + 1e-4
+    if isinstance(objective, ELBO):
+        assert maximum - 0.05 < vae.elbo(x, 50, seed=0).mean() < maximum + 0.01
+
+
 # In a VAE.
 
 

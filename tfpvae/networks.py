@@ -1,9 +1,9 @@
-"""Encoder and decoder networks of the examples: deterministic Keras models, and a layer for gaps.
+"""Encoder and decoder networks of the examples, and layers that prepare data for them.
 
-Each network ends in a layer without activation, whose outputs are the unconstrained parameters of
-the distribution block that follows. The architectures are those of F. Chollet's tutorials on
-variational autoencoders with Keras, after Kingma and Welling, "Auto-Encoding Variational Bayes"
-(2014).
+The networks are deterministic Keras models. Each ends in a layer without activation, whose outputs
+are the unconstrained parameters of the distribution block that follows. The architectures are those
+of F. Chollet's tutorials on variational autoencoders with Keras, after Kingma and Welling,
+"Auto-Encoding Variational Bayes" (2014).
 """
 
 import math
@@ -12,7 +12,80 @@ from collections.abc import Iterable
 from typing import Any
 
 import tensorflow as tf
+import tensorflow_probability as tfp
 import tf_keras as keras
+
+from tfpvae import checks, noise
+
+tfd = tfp.distributions
+
+
+@keras.saving.register_keras_serializable("tfpvae.networks")
+class Binarize(keras.layers.Layer):
+    r"""Stochastic binarization: grey levels are probabilities, and each pass draws other bits.
+
+    $$ b_i \sim \operatorname{Bernoulli}(x_i / m), \qquad 0 \le x_i \le m $$
+
+    `VAE(..., preprocessing=Binarize())` trains on bits that are drawn afresh for each batch, so
+    that every epoch sees others, and encodes the same bits that it scores. They come from the
+    model's own noise and repeat with its seed; outside of a model and of `noise.fixed` TFP's
+    generator draws them. Data that are binary already, 0 or m, pass unchanged. NaN, which stands
+    for what is missing, stays NaN.
+
+    For evaluation, binarize the data once and pass the bits: `log_weights` and all that is made
+    of it may take the draws of z in pieces, and each piece would see other bits of grey levels.
+    `m * np.random.default_rng(0).binomial(1, x / m)` makes them.
+
+    Shapes: `[B, ...]` to `[B, ...]`.
+
+    Args:
+      max_value: the level m that always becomes 1: 1 for data in [0, 1], 255 for bytes.
+      **kwargs: arguments of any Keras layer.
+
+    Raises:
+      TypeError: if max_value is no number.
+      ValueError: if max_value is not positive and finite, or for data outside [0, m]. Models check
+        arrays before the first step; within a compiled function such values become NaN.
+
+    Example:
+      >>> with noise.fixed(0):
+      ...     bits = Binarize(255)(np.array([[0, 51, 255]] * 1000, "uint8")).numpy()
+      >>> np.unique(bits).tolist(), [round(float(mean), 1) for mean in bits.mean(axis=0)]
+      ([0.0, 1.0], [0.0, 0.2, 1.0])
+
+    Source: Salakhutdinov and Murray, "On the Quantitative Analysis of Deep Belief Networks", 2008.
+    """
+
+    max_value: float
+
+    def __init__(self, max_value: float = 1.0, **kwargs: Any) -> None:
+        wanted = "a positive number"
+        value = checks.number("max_value", max_value, wanted, lambda m: 0 < m < math.inf)
+        super().__init__(autocast=False, **kwargs)  # Half precision would round probabilities.
+        self.max_value = value
+
+    def call(self, inputs: Any) -> Any:
+        """The bits, as 0.0 and 1.0."""
+        x = tf.convert_to_tensor(inputs)
+        x = x if x.dtype.is_floating else tf.cast(x, keras.backend.floatx())
+        probs = x / tf.cast(self.max_value, x.dtype)
+        outside = (probs < 0) | (probs > 1)
+        if tf.executing_eagerly() and bool(tf.reduce_any(outside)):
+            low, high = (
+                float(extreme(tf.boolean_mask(x, ~tf.math.is_nan(x))))
+                for extreme in (tf.reduce_min, tf.reduce_max)
+            )
+            hint = "; for bytes: Binarize(255)" if 1 == self.max_value < high <= 255 else ""
+            raise ValueError(
+                f"{self.name}: got values from {low:g} to {high:g}, wanted values in "
+                f"[0, {self.max_value:g}]{hint}"
+            )
+        bits = tfd.Bernoulli(probs=probs, dtype=x.dtype).sample(seed=noise.next_seed())
+        return tf.where(outside | tf.math.is_nan(probs), tf.cast(math.nan, x.dtype), bits)
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration: JSON."""
+        return super().get_config() | {"max_value": self.max_value}
 
 
 @keras.saving.register_keras_serializable("tfpvae.networks")
@@ -79,14 +152,18 @@ class FillMissing(keras.layers.Layer):
 
 
 def mlp_encoder(
-    input_shape: int | Iterable[int], params_size: int, hidden: int | Iterable[int] = (256,)
+    input_shape: int | Iterable[int],
+    params_size: int,
+    hidden: int | Iterable[int] = (256,),
+    activation: Any = "relu",
 ) -> keras.Sequential:
-    """Make a fully connected encoder: Flatten if needed, Dense ReLU layers, linear Dense.
+    """Make a fully connected encoder: Flatten if needed, hidden Dense layers, a linear Dense.
 
     Args:
       input_shape: shape of one example, (784,) or (28, 28, 1); a number D means (D,).
       params_size: number of outputs, the `params_size` of the posterior.
       hidden: number of units of each hidden layer; () for none.
+      activation: of the hidden layers, as in Keras.
 
     Returns:
       A built model, [B, *input_shape] -> [B, params_size].
@@ -103,20 +180,23 @@ def mlp_encoder(
     if not shape:
         raise ValueError("input_shape must have at least one axis, got ()")
     flatten = [keras.layers.Flatten()] if len(shape) > 1 else []
-    return keras.Sequential(
-        [keras.Input(shape), *flatten, *_dense_layers(hidden, _size("params_size", params_size))]
-    )
+    layers = _dense_layers(hidden, activation, _size("params_size", params_size))
+    return keras.Sequential([keras.Input(shape), *flatten, *layers])
 
 
 def mlp_decoder(
-    latent_size: int, params_size: int, hidden: int | Iterable[int] = (256,)
+    latent_size: int,
+    params_size: int,
+    hidden: int | Iterable[int] = (256,),
+    activation: Any = "relu",
 ) -> keras.Sequential:
-    """Make a fully connected decoder: Dense ReLU layers, linear Dense.
+    """Make a fully connected decoder: hidden Dense layers, a linear Dense.
 
     Args:
       latent_size: number of latent variables.
       params_size: number of outputs, the `params_size` of the likelihood.
       hidden: number of units of each hidden layer; () for none.
+      activation: of the hidden layers, as in Keras.
 
     Returns:
       A built model, [B, latent_size] -> [B, params_size].
@@ -129,12 +209,8 @@ def mlp_decoder(
       >>> mlp_decoder(latent_size=2, params_size=784).output_shape
       (None, 784)
     """
-    return keras.Sequential(
-        [
-            keras.Input((_size("latent_size", latent_size),)),
-            *_dense_layers(hidden, _size("params_size", params_size)),
-        ]
-    )
+    layers = _dense_layers(hidden, activation, _size("params_size", params_size))
+    return keras.Sequential([keras.Input((_size("latent_size", latent_size),)), *layers])
 
 
 def conv_encoder(input_shape: Iterable[int], params_size: int) -> keras.Sequential:
@@ -164,7 +240,7 @@ def conv_encoder(input_shape: Iterable[int], params_size: int) -> keras.Sequenti
             keras.layers.Conv2D(32, 3, strides=2, padding="same", activation="relu"),
             keras.layers.Conv2D(64, 3, strides=2, padding="same", activation="relu"),
             keras.layers.Flatten(),
-            *_dense_layers((16,), _size("params_size", params_size)),
+            *_dense_layers((16,), "relu", _size("params_size", params_size)),
         ]
     )
 
@@ -214,9 +290,11 @@ def conv_decoder(
     )
 
 
-def _dense_layers(hidden: int | Iterable[int], params_size: int) -> list[keras.layers.Layer]:
+def _dense_layers(
+    hidden: int | Iterable[int], activation: Any, params_size: int
+) -> list[keras.layers.Layer]:
     return [
-        *(keras.layers.Dense(units, activation="relu") for units in _sizes("hidden", hidden)),
+        *(keras.layers.Dense(units, activation) for units in _sizes("hidden", hidden)),
         keras.layers.Dense(params_size),
     ]
 
