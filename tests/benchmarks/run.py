@@ -28,6 +28,7 @@ SCALE_ROUNDS = 7  # With fewer, runs on the fewest rows are too short to be comp
 TABLES = {
     "parts": ("Where the time of a dense epoch goes", "parts.py"),
     "choice": ("Without XLA and with it", "choice.py"),
+    "evaluation": ("Log p(x) of images by importance sampling", "evaluation.py"),
     "nuts": ("Logistic regression beside NUTS", "nuts.py"),
 }
 
@@ -112,7 +113,7 @@ def scale(contender, factors, file, rounds):
 def table_of(script, options):
     """The table that a script beside this one prints."""
     command = [sys.executable, str(Path(__file__).with_name(script)), f"--rounds={options.rounds}"]
-    if script == "parts.py" and options.data:
+    if script in ("parts.py", "evaluation.py") and options.data:
         command.append(f"--data={options.data}")
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
