@@ -72,7 +72,7 @@ class Bernoulli(Likelihood):
         self, event_shape: Any = (), *, sample_dtype: str | None = None, **kwargs: Any
     ) -> None:
         sample_dtype = sample_dtype or blocks.full_precision(kwargs.get("dtype"))
-        super().__init__(tfd.Bernoulli, event_shape, sample_dtype=sample_dtype, **kwargs)
+        super().__init__(distributions.Bernoulli, event_shape, sample_dtype=sample_dtype, **kwargs)
 
     def support(self) -> blocks.Block:
         """Grey levels are welcome: the support of the continuous Bernoulli."""
