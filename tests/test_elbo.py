@@ -13,7 +13,7 @@ from scipy import stats
 
 from tfpvae import VAE, KLDivergenceRegularizer, likelihoods, losses, objectives, posteriors, priors
 
-DATA_SIZE, LATENT_SIZE, NUM_DATA = 5, 2, 71  # 71 = 64 + 7 = 4 * 16 + 7: the last batch holds 7
+DATA_SIZE, LATENT_SIZE, NUM_DATA = 5, 2, 19  # 19 = 16 + 3 = 2 * 7 + 5: the last batch holds less
 STYLES = ("sequential", "functional", "subclassed", "vae")
 
 
@@ -102,9 +102,9 @@ def reference(x, zs, batch_size, exact, layers):
 
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "monte-carlo"])
 @pytest.mark.parametrize("num_samples", [None, 1, 10])
-@pytest.mark.parametrize("batch_size", [7, 64])
 @pytest.mark.parametrize("style", STYLES)
-def test_loss_is_the_negative_elbo(style, batch_size, num_samples, exact, rng):
+def test_loss_is_the_negative_elbo(style, num_samples, exact, rng):
+    batch_size = 7
     x = rng.random((NUM_DATA, DATA_SIZE)).astype("float32")
     model, posterior, *layers = build(style, num_samples, exact)
     model(x[:1])
@@ -132,8 +132,8 @@ def test_fit_prints_the_negative_elbo(style, rng):
 @pytest.mark.parametrize("weights", ["none", "random", "zero"])
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "monte-carlo"])
 @pytest.mark.parametrize("num_samples", [None, 10])
-@pytest.mark.parametrize("batch_size", [7, 64])
-def test_vae_weights_every_term(batch_size, num_samples, exact, weights, method, rng):
+def test_vae_weights_every_term(num_samples, exact, weights, method, rng):
+    batch_size = 7
     x = rng.random((NUM_DATA, DATA_SIZE)).astype("float32")
     weight = {
         "none": None,

@@ -155,6 +155,8 @@ def test_counts():
         BayesianRegressor("Poisson").fit(x, y + 0.5)
 
 
+@quiet
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("estimator", [BayesianClassifier(), BayesianRegressor()])
 def test_weights_are_repetitions(estimator):
     """Also for columns with few values, whose mean and scale they change."""
@@ -162,7 +164,7 @@ def test_weights_are_repetitions(estimator):
     x = np.column_stack([rng.integers(0, 2, 40), rng.normal(size=40)]).astype(float)
     y = rng.integers(0, 2, 40)
     weight = rng.integers(0, 4, 40) + 3 * (x[:, 0] > 0)
-    estimator = clone(estimator).set_params(steps=20, random_state=0)
+    estimator = clone(estimator).set_params(steps=2, random_state=0)
     weighted = clone(estimator).fit(x, y, sample_weight=weight)
     repeated_x = np.repeat(x, weight, axis=0)
     repeated = clone(estimator).fit(repeated_x, np.repeat(y, weight))
@@ -174,10 +176,12 @@ def test_weights_are_repetitions(estimator):
     np.testing.assert_allclose(weighted.model_.scale, scaler.scale_, rtol=1e-6)
 
 
+@quiet
+@pytest.mark.usefixtures("untraced")
 def test_a_random_state_repeats_exactly():
     x, y = binary(100)
     probs = [
-        BayesianClassifier(steps=20, random_state=seed).fit(x, y).predict_proba(x)
+        BayesianClassifier(steps=2, random_state=seed).fit(x, y).predict_proba(x)
         for seed in (1, np.random.RandomState(1), 2)
     ]
     assert np.array_equal(probs[0], probs[1])

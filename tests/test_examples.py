@@ -37,6 +37,7 @@ def test_every_example_has_a_test():
         "common",
         "conv_vae",
         "count_vae",
+        "diagnose",
         "impute",
         "logistic_from_blocks",  # tests/test_weights.py
         "mlp_vae",
@@ -51,10 +52,12 @@ def test_vae_examples(name, run, tmp_path, capsys):
     files = {path.name for path in (tmp_path / "made").iterdir()}
     assert files == PICTURES | {"history.json", "model.keras"}
     printed = capsys.readouterr().out
-    assert re.search(r"loss: .* - nll: .* - kl: .* - val_loss: ", printed)  # the progress bar
+    progress_bar = r"loss: .* - elbo: .* - nll: .* - kl: .* - val_loss: "
+    assert re.search(progress_bar, printed)
     assert f"are in {tmp_path / 'made'}" in printed
     history = json.loads((tmp_path / "made" / "history.json").read_text())
-    assert set(history) == {"loss", "nll", "kl", "val_loss", "val_nll", "val_kl"}
+    terms = {"loss", "elbo", "nll", "kl"}
+    assert set(history) == terms | {f"val_{term}" for term in terms}
     test_loss = float(re.search(r"test loss ([\d.]+)", printed)[1])
     assert test_loss == pytest.approx(history["val_loss"][-1], abs=0.01)
     vae = keras.models.load_model(tmp_path / "made" / "model.keras")
@@ -75,6 +78,18 @@ def test_imputing_example(run, tmp_path, capsys):
     for name in set(errors) - {"VAE"}:  # The others' numbers need no training.
         assert float(errors[name]) == pytest.approx(float(shown[name]), abs=0.002), name
     assert isinstance(keras.models.load_model(tmp_path / "made" / "model.keras"), keras.Model)
+
+
+def test_diagnosing_example(run, tmp_path, capsys):
+    run("diagnose", "--epochs", 2, "--num-samples", 25, "--num-local", 2, "--output", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["diagnose.png"]
+    printed = capsys.readouterr().out
+    page = (ROOT / "docs" / "diagnose.md").read_text()
+    rows = r"^(?:    )?(nats, mean|ELBO  |gap|  approximation|  amortization|active units|  unit)"
+    shown = re.findall(rows, page, re.MULTILINE)
+    assert len(shown) >= 8
+    assert re.findall(rows, printed, re.MULTILINE) == shown
+    assert float(re.search(r"^ELBO +(\S+)", printed, re.MULTILINE)[1]) < 0
 
 
 @pytest.mark.parametrize("name", ["mlp_vae", "conv_vae", "impute"])
@@ -147,7 +162,7 @@ def test_count_examples_probability_of_a_level_is_an_integral():
     np.testing.assert_allclose(found[flat], normal.logpdf(x)[flat], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["breast_cancer", "count_vae", "wine"])
+@pytest.mark.parametrize("name", ["breast_cancer", "count_vae", "diagnose", "wine"])
 def test_help_and_hint_without_scikit_learn(name, run, monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit, match="0"):
         run(name, "--help")

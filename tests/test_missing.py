@@ -1,5 +1,6 @@
 """Incomplete data: what a VAE learns from it, and what it fills in."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -40,6 +41,20 @@ def build(likelihood=None, *, fill=True, seed=1, preprocessing=None, **kwargs):
     return vae
 
 
+@pytest.fixture(scope="module")
+def restart(snapshot):
+    """One model for tests that need no other."""
+    keras.utils.set_random_seed(3)
+    vae = build()
+    vae.build((None, D))
+    return snapshot(vae)
+
+
+@pytest.fixture
+def vae(restart):
+    return restart()
+
+
 # A linear-Gaussian model: what is missing has an exact distribution, given what is observed.
 
 
@@ -71,6 +86,7 @@ class FactorAnalysis:
         seen, gone = ~self.missing, self.missing
         return self.bias[gone] + (self.x[:, seen] - self.bias[seen]) @ self.slope.T
 
+    @functools.cache  # noqa: B019  # Models that are only read, with what they have traced.
     def vae(self, shift=0.0, widened=1.0):
         """The model with the exact posterior given what is observed, or one with a wrong mean."""
         seen = self.weight[~self.missing]
@@ -101,9 +117,9 @@ class FactorAnalysis:
         return vae
 
 
-@pytest.fixture
-def factors(rng):
-    return FactorAnalysis(rng)
+@pytest.fixture(scope="module")
+def factors():
+    return FactorAnalysis(np.random.default_rng(0))
 
 
 def test_log_weights_of_the_exact_posterior_are_the_evidence_of_what_is_observed(factors):
@@ -255,8 +271,7 @@ def test_the_fast_path_takes_xla_of_its_own_choice(x, monkeypatch):
     assert np.isfinite(history["loss"]).all()
 
 
-def test_all_methods_take_missing_values(x):
-    vae = build()
+def test_all_methods_take_missing_values(vae, x):
     vae.fit(x, epochs=1, verbose=0)
     for result, shape in [
         (vae.elbo(x, 2, seed=0), (N,)),
@@ -273,10 +288,8 @@ def test_all_methods_take_missing_values(x):
         assert np.isfinite(result).all()
 
 
-def test_loss_is_the_elbo_of_what_is_observed(x):
+def test_loss_is_the_elbo_of_what_is_observed(vae, x):
     """nll by scipy, from the observed numbers alone; the encoder puts out a known q."""
-    vae = build()
-    vae.build((None, D))
     vae.encoder.layers[1].set_weights([np.zeros((2 * D, 2 * K)), np.full(2 * K, -40.0)])
     vae.decoder.layers[0].set_weights([np.zeros((K, D)), np.arange(D) / D])
     logs = vae.evaluate(x, verbose=0, return_dict=True)
@@ -297,14 +310,16 @@ STREAMS = {
 }
 
 
-@pytest.mark.parametrize("kind", STREAMS)
-def test_the_same_data_in_any_form_give_the_same_loss(kind, x):
-    def losses_of(**kwargs):
-        keras.utils.set_random_seed(3)
-        return build().fit(**kwargs, verbose=0).history
+#: a model takes the size of its input from the first batch of a stream
+FIRST_SEEN = ("dataset with weights", "generator")
 
-    wanted = losses_of(x=x, batch_size=10, shuffle=False)
-    history = losses_of(**STREAMS[kind](x))
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_the_same_data_in_any_form_give_the_same_loss(kind, x, restart):
+    wanted = restart().fit(x=x, batch_size=10, shuffle=False, verbose=0).history
+    keras.utils.set_random_seed(3)
+    vae = build() if kind in FIRST_SEEN else restart()
+    history = vae.fit(**STREAMS[kind](x), verbose=0).history
     for name in ("loss", "nll", "kl"):
         assert history[name] == pytest.approx(wanted[name], rel=1e-5)
 
@@ -322,22 +337,21 @@ def test_sample_weights(eager, x):
     assert logs["nll"] == pytest.approx(-(weight * log_prob).mean(), rel=1e-4)
 
 
-def test_targets_may_be_incomplete_too(x):
+def test_targets_may_be_incomplete_too(vae, x):
     """fit(x, y): the encoder sees x, the likelihood scores what is observed of y."""
-    vae, y = build(), np.where(np.isnan(x), 0.5, x)
+    y = np.where(np.isnan(x), 0.5, x)
     assert np.isfinite(vae.evaluate(x, y, verbose=0)).all()
     assert np.isfinite(vae.evaluate(y, x, verbose=0)).all()
     with pytest.raises(ValueError, match="y: got NaN or infinite values"):
         vae.evaluate(x, np.where(np.isnan(x), np.inf, x), verbose=0)
 
 
-def test_preprocessing_passes_missing_values_through(x):
+def test_preprocessing_passes_missing_values_through(restart, x):
     """On the scale that the likelihood scores: 100 levels as [0, 1]."""
     vae = build(preprocessing=keras.layers.Rescaling(1 / 100))
     levels = 100 * x
     assert np.isfinite(vae.fit(levels, epochs=1, verbose=0).history["loss"]).all()
-    plain = build()
-    plain.build((None, D))
+    plain = restart()
     plain.set_weights(vae.get_weights())
     np.testing.assert_allclose(
         vae.elbo(levels, 2, seed=0), plain.elbo(x, 2, seed=0), rtol=1e-4, atol=1e-4
@@ -369,9 +383,8 @@ def test_images(rng):
 # impute: seeds, results, mistakes.
 
 
-def test_imputation_repeats_with_a_seed(x):
+def test_imputation_repeats_with_a_seed(vae, x):
     for num_draws in (None, 3):
-        vae = build()
         first = vae.impute(x, 20, num_draws, seed=7)
         np.testing.assert_array_equal(first, vae.impute(x, 20, num_draws, seed=7))
         assert not np.array_equal(first, vae.impute(x, 20, num_draws, seed=8))
@@ -382,10 +395,10 @@ def test_imputation_repeats_with_a_seed(x):
         np.testing.assert_array_equal(a, vae.impute(x, 20, num_draws))
 
 
-def test_what_is_observed_comes_back_as_it_was(x):
+def test_what_is_observed_comes_back_as_it_was(vae, x):
     exact = x.astype("float64") + 1e-12  # More digits than the model computes with.
     for given in (x, exact, exact.tolist()):
-        filled = build().impute(given, 5, seed=0)
+        filled = vae.impute(given, 5, seed=0)
         assert filled.dtype == np.asarray(given).dtype
         there = ~np.isnan(x)
         np.testing.assert_array_equal(filled[there], np.asarray(given)[there])
@@ -394,9 +407,8 @@ def test_what_is_observed_comes_back_as_it_was(x):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
-def test_complete_data_come_back_as_they_are(dtype):
+def test_complete_data_come_back_as_they_are(dtype, vae):
     x = np.arange(3 * D).reshape(3, D).astype(dtype)
-    vae = build()
     filled = vae.impute(x)
     np.testing.assert_array_equal(filled, x)
     assert filled is not x
@@ -470,15 +482,12 @@ def test_encoders_that_do_not_take_missing_values(x):
     assert np.isfinite(vae.fit(np.nan_to_num(x), verbose=0).history["loss"]).all()
 
 
-def test_weights_that_are_nan_are_not_the_encoders_fault(x):
-    vae = build()
-    vae.build((None, D))
+def test_weights_that_are_nan_are_not_the_encoders_fault(vae, x):
     vae.encoder.layers[1].set_weights([np.full((2 * D, 2 * K), np.nan), np.zeros(2 * K)])
     assert np.isnan(vae.elbo(x)).all()
 
 
-def test_infinity_is_refused(x):
-    vae = build()
+def test_infinity_is_refused(vae, x):
     bad = x.copy()
     bad[50, 2] = np.inf
     for call in (vae.fit, vae.evaluate, vae.elbo, vae.impute):
@@ -513,16 +522,15 @@ def test_other_likelihoods_refuse_missing_values(x):
 
 @pytest.mark.parametrize("name", ["num_samples", "num_draws"])
 @pytest.mark.parametrize(("num", "error"), [(0, ValueError), (1.5, TypeError)])
-def test_numbers_of_draws(name, num, error, x):
+def test_numbers_of_draws(name, num, error, vae, x):
     with pytest.raises(error, match=f"{name}: got {num}, wanted a positive integer"):
-        build().impute(x, **{name: num})
+        vae.impute(x, **{name: num})
 
 
 # Saving.
 
 
-def test_saved_models_impute_alike(x, tmp_path):
-    vae = build()
+def test_saved_models_impute_alike(vae, x, tmp_path):
     vae.fit(x, verbose=0)
     json.dumps(vae.get_config())
     vae.save(tmp_path / "vae.keras")

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
+from scipy import stats
 
-from tfpvae import networks
+from tfpvae import VAE, likelihoods, networks, noise, posteriors, priors
 
 TABLE = {
     "mlp_encoder": (lambda: networks.mlp_encoder((784,), 4), (784,), (4,), 784 * 256 + 256 + 1028),
@@ -202,3 +203,136 @@ def test_mistakes_with_fill_missing():
         networks.FillMissing(mask=1)
     with pytest.raises(ValueError, match="expected min_ndim=2, found ndim=1"):
         networks.FillMissing(mask=True)(np.zeros(3))
+
+
+# Binarize: grey levels are probabilities.
+
+
+def identity_vae(**kwargs):
+    """The encoder hands its bits on, and the decoder puts them out with certainty."""
+    posterior = posteriors.DiagonalNormal(3, scale=1e-3)
+    there, back = keras.layers.Dense(3), keras.layers.Dense(3)
+    vae = VAE(
+        priors.StandardNormal(3),
+        keras.Sequential([there, posterior]),
+        keras.Sequential([back, likelihoods.Bernoulli(3)]),
+        preprocessing=networks.Binarize(),
+        seed=0,
+    )
+    vae.build((None, 3))
+    there.set_weights([np.eye(3), np.zeros(3)])
+    back.set_weights([40 * np.eye(3), np.full(3, -20.0)])
+    vae.compile(keras.optimizers.SGD(0.0), **kwargs)
+    return vae
+
+
+@pytest.mark.parametrize(("max_value", "dtype"), [(1, "float32"), (255, "uint8"), (4, "float64")])
+def test_binarize_draws_ones_with_the_probability_of_the_level(max_value, dtype):
+    x = np.tile(np.array([0, 0.2, 0.5, 0.9, 1]) * max_value, (5000, 1)).astype(dtype)
+    with noise.fixed(1):
+        bits = networks.Binarize(max_value)(x).numpy()
+    assert set(np.unique(bits)) == {0.0, 1.0}
+    counts = bits.sum(axis=0).astype(int)
+    assert (counts[0], counts[4]) == (0, 5000)
+    for level, count in zip(x[0, 1:4], counts[1:4], strict=True):
+        assert stats.binomtest(int(count), 5000, float(level) / max_value).pvalue > 1e-3
+
+
+def test_binarize_leaves_binary_data_alone(rng):
+    bits = rng.integers(0, 2, (50, 4))
+    np.testing.assert_array_equal(networks.Binarize()(bits), bits)
+    np.testing.assert_array_equal(networks.Binarize(255)(np.uint8(255 * bits)), bits)
+    gaps = np.where(bits == 1, NAN, bits)
+    np.testing.assert_array_equal(networks.Binarize()(gaps), gaps)
+
+
+def test_binarize_after_rescaling():
+    both = keras.Sequential([keras.layers.Rescaling(1 / 255), networks.Binarize()])
+    bits = both(np.tile(np.array([[0, 128, 255]], "uint8"), (200, 1))).numpy()
+    assert [set(column) for column in bits.T] == [{0.0}, {0.0, 1.0}, {1.0}]
+
+
+def test_binarize_follows_the_seed():
+    grey = np.full((20, 4), 0.5, "float32")
+    layer = networks.Binarize()
+    with noise.fixed(1):
+        first, second = layer(grey).numpy(), layer(grey).numpy()
+    with noise.fixed(1):
+        np.testing.assert_array_equal(layer(grey), first)
+    assert (first != second).any()
+    assert (layer(grey).numpy() != layer(grey).numpy()).any()  # TFP's own generator draws.
+
+
+@pytest.mark.parametrize("jit_compile", [True, False])
+def test_the_bits_that_are_scored_are_those_that_were_encoded(jit_compile):
+    grey = np.full((32, 3), 0.5, "float32")
+    vae = identity_vae(jit_compile=jit_compile)
+    history = vae.fit(grey, batch_size=8, epochs=3, verbose=0).history
+    assert max(history["nll"]) < 1e-3  # 20 for each bit that is another.
+    # The KL depends on the bits, which are other ones in each epoch, and again from the same seed.
+    assert len(set(history["kl"])) == 3
+    vae.noise.count.assign(0)
+    repeated = vae.fit(grey, batch_size=8, epochs=3, verbose=0).history
+    assert repeated == history
+
+
+def test_evaluation_repeats_its_bits():
+    grey = np.full((32, 3), 0.5, "float32")
+    vae = identity_vae()
+    assert vae.evaluate(grey, verbose=0) == vae.evaluate(grey, verbose=0)
+    assert vae.elbo(grey, seed=1).min() > -30
+    np.testing.assert_array_equal(vae.elbo(grey, seed=1), vae.elbo(grey, seed=1))
+
+
+def test_binarize_refuses_what_is_no_probability():
+    vae = identity_vae()
+    grey = np.full((8, 3), 0.5, "float32")
+    with pytest.raises(
+        ValueError, match=r"binarize.*: got values from 0 to 255, .*Binarize\(255\)"
+    ):
+        vae.fit(np.tile(np.uint8([0, 9, 255]), (8, 1)), verbose=0)
+    with pytest.raises(
+        ValueError, match=r"got values from -0\.5 to 0\.5, wanted values in \[0, 1\]"
+    ):
+        vae.evaluate(grey * [1, 1, -1], verbose=0)
+    with pytest.raises(ValueError, match=r"got values from 0 to 300, wanted values in \[0, 255\]"):
+        networks.Binarize(255)(np.array([[0.0, NAN, 300.0]]))
+    assert int(vae.optimizer.iterations) == 0
+    # Where no error can be raised it is seen at once.
+    compiled = tf.function(networks.Binarize())(tf.constant([[0.0, 1.0, 1.5, -0.1]]))
+    np.testing.assert_array_equal(compiled, [[0.0, 1.0, NAN, NAN]])
+
+
+def test_binarize_under_mixed_precision():
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    level = np.full((4000, 5), 1 / 512, "float32")
+    bits = networks.Binarize()(level)
+    assert bits.dtype == tf.float32
+    count = int(tf.reduce_sum(bits))
+    assert stats.binomtest(count, 20_000, 1 / 512).pvalue > 1e-3
+
+
+def test_binarize_is_saved(tmp_path):
+    assert networks.Binarize.from_config(networks.Binarize(16).get_config()).max_value == 16.0
+    vae = identity_vae()
+    vae.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    grey = np.full((8, 3), 0.5, "float32")
+    np.testing.assert_array_equal(loaded.elbo(grey, seed=1), vae.elbo(grey, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("max_value", "error"),
+    [
+        (0, ValueError),
+        (-1, ValueError),
+        (float("inf"), ValueError),
+        (NAN, ValueError),
+        ("255", TypeError),
+        (True, TypeError),
+        (None, TypeError),
+    ],
+)
+def test_mistakes_with_binarize(max_value, error):
+    with pytest.raises(error, match=r"max_value: got .*, wanted a positive number"):
+        networks.Binarize(max_value)

@@ -1,6 +1,7 @@
 import ast
 import doctest
 import io
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,6 +33,12 @@ FUNCTIONS = {
     "calibration": lambda ax=None: plotting.calibration(X[:, 0, 0] > 0.5, X[:, 0, 1], ax),
     "contours": lambda ax=None: plotting.contours(range(6), range(4), X[0], ax, label="a name"),
     "class_bars": lambda ax=None: plotting.class_bars(np.eye(3), [0, 1, 2], None, ax),
+    "unit_bars": lambda ax=None: plotting.unit_bars(X[:, 0, 0], X[:, 0, 1] > 0.5, ax),
+    "gap_bars": lambda ax=None: plotting.gap_bars({"a": (1.0, 0.1), "b": (0.5, 0.1)}, ax),
+    "weight_histogram": lambda ax=None: plotting.weight_histogram(X[:, 0, 0], 0.7, ax),
+    "aggregate_posterior": lambda ax=None: plotting.aggregate_posterior(
+        X[:, 0, :2], X[:, 1, :2], None, ax
+    ),
 }
 
 
@@ -572,3 +579,102 @@ class TestClassBars:
     def test_bad_input(self, probs, labels, names, message):
         with pytest.raises(ValueError, match=message):
             plotting.class_bars(probs, labels, names)
+
+
+class TestUnitBars:
+    def test_largest_first_and_collapsed_crossed_out(self):
+        ax = plotting.unit_bars([0.5, 0.0, 2.0], [True, False, True], label="KL")
+        assert [bar.get_height() for bar in ax.patches] == [2.0, 0.5, 0.0]
+        assert texts(ax.get_xticklabels()) == ["2", "0", "1"]
+        assert ax.lines[0].get_xdata().tolist() == [2]
+        assert texts(ax.get_legend().get_texts()) == ["active", "collapsed"]
+        colours = [to_hex(bar.get_facecolor()) for bar in ax.patches]
+        assert colours[0] == colours[1] != colours[2]
+
+    def test_labels_of_many_units_do_not_touch(self):
+        ax = plotting.unit_bars(np.arange(100.0), np.ones(100, bool))
+        ax.figure.draw_without_rendering()
+        boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+        assert texts(ax.get_legend().get_texts()) == ["active"]
+
+    @pytest.mark.parametrize("active", [[1, 0], [True], None])
+    def test_bad_input(self, active):
+        with pytest.raises(ValueError, match="values and active must be numbers and bools"):
+            plotting.unit_bars([1.0, 2.0], active)
+
+
+class TestGapBars:
+    def test_each_part_begins_where_the_last_one_ends(self):
+        ax = plotting.gap_bars({"family": (1.5, 0.1), "encoder": (0.5, 0.2)})
+        spans = [sorted([bar.get_x(), bar.get_x() + bar.get_width()]) for bar in ax.patches]
+        np.testing.assert_allclose(spans, [[-1.5, 0.0], [-2.0, -1.5]])
+        assert texts(ax.get_yticklabels()) == ["family", "encoder"]
+        assert [line.get_xdata()[0] for line in ax.lines if len(set(line.get_xdata())) == 1][
+            -1
+        ] == -2
+        low, high = ax.get_xlim()
+        assert low < -2.2 < 0 < high
+
+    def test_a_part_within_its_error_of_zero(self):
+        ax = plotting.gap_bars({"family": (-0.01, 0.02), "encoder": (0.0, 0.0)})
+        assert texts(ax.texts) == ["-0.01 ± 0.02", "0.00 ± 0.00"]
+        ax.figure.draw_without_rendering()
+
+    @pytest.mark.parametrize(
+        ("parts", "message"),
+        [
+            ({"a": (1.0,)}, r"parts\['a'\] must be a size and its standard error, got \[1\]"),
+            ({"a": (1.0, np.nan)}, r"parts\['a'\] must be finite"),
+            ({}, "parts must not be empty"),
+        ],
+    )
+    def test_bad_input(self, parts, message):
+        with pytest.raises(ValueError, match=message):
+            plotting.gap_bars(parts)
+
+
+class TestWeightHistogram:
+    @pytest.mark.parametrize("low", [False, True])
+    def test_counts_on_either_side_of_the_threshold(self, low):
+        values = np.random.default_rng(0).normal(0.5, 0.3, 500)
+        ax = plotting.weight_histogram(values, 0.7, low=low)
+        bars = [(to_hex(bar.get_facecolor()), bar.get_height()) for bar in ax.patches]
+        counts = {colour: sum(h for c, h in bars if c == colour) for colour, _ in bars}
+        above = (values >= 0.7).sum()
+        red = to_hex(plotting._TERMS["nll"])
+        assert counts.pop(red) == (500 - above if low else above)
+        assert sum(counts.values()) == (above if low else 500 - above)
+
+    @pytest.mark.parametrize("values", [[0.1], [0.7, 0.7], [5.0, 9.0]])
+    def test_all_on_one_side(self, values):
+        ax = plotting.weight_histogram(values, 0.7)
+        assert sum(bar.get_height() for bar in ax.patches) == len(values)
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match=r"values must be \[N\], got \[1, 2\]"):
+            plotting.weight_histogram([[0.1, 0.2]], 0.7)
+
+
+class TestAggregatePosterior:
+    def test_points_by_class_on_the_prior(self):
+        rng = np.random.default_rng(0)
+        prior, z = rng.normal(size=(5000, 2)), rng.normal(3.0, 1.0, size=(90, 2))
+        labels = np.arange(90) % 3
+        ax = plotting.aggregate_posterior(z, prior, labels, names=("unit 3", "unit 1"))
+        cells, *clouds = ax.collections
+        assert np.sum(cells.get_array()) == 5000
+        for label, cloud in enumerate(clouds):
+            np.testing.assert_allclose(cloud.get_offsets(), z[labels == label])
+        assert texts(ax.get_legend().get_texts()) == ["prior", "0", "1", "2"]
+        assert (ax.get_xlabel(), ax.get_ylabel()) == ("unit 3", "unit 1")
+        (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+        assert left < z[:, 0].min() < z[:, 0].max() < right
+        assert bottom < z[:, 1].min() < z[:, 1].max() < top
+        assert right - left == pytest.approx(top - bottom)
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match=r"prior_z must be \[M, 2\], got \[3, 3\]"):
+            plotting.aggregate_posterior(np.zeros((3, 2)), np.zeros((3, 3)))
+        with pytest.raises(ValueError, match="labels must be 3 integers or strings"):
+            plotting.aggregate_posterior(np.zeros((3, 2)), np.zeros((3, 2)), [0, 1])

@@ -1,5 +1,6 @@
 """Bayesian regression beside closed forms, NUTS and scikit-learn."""
 
+import functools
 import warnings
 
 import numpy as np
@@ -15,6 +16,12 @@ from tfpvae import BayesianRegression, DistributionLayer, likelihoods, posterior
 tfd = tfp.distributions
 
 UNIT = {"intercept_scale": 1.0, "seed": 0}  # N(0, 1) for intercepts, too
+
+
+def step_by_step(model):
+    """For a single step there is nothing to trace, which takes a second."""
+    model.compile(run_eagerly=True)
+    return model
 
 
 def with_ones(x):
@@ -153,7 +160,10 @@ def test_standardized_coefficients_are_reported_on_the_scale_of_x(linear_data):
 def test_weights_count_in_the_scale_of_columns_too(linear_data):
     x, y = linear_data
     weight = np.random.default_rng(0).integers(1, 4, size=60)
-    models = [BayesianRegression(likelihoods.Normal(scale=0.5), standardize=True) for _ in "ab"]
+    models = [
+        step_by_step(BayesianRegression(likelihoods.Normal(scale=0.5), standardize=True))
+        for _ in "ab"
+    ]
     models[0].fit(x, y, sample_weight=weight, steps=1, verbose=0)
     models[1].fit(np.repeat(x, weight, 0), np.repeat(y, weight), steps=1, verbose=0)
     np.testing.assert_allclose(models[0].center, models[1].center, rtol=1e-6)
@@ -245,7 +255,12 @@ def softmax_model(x, y):
     return model
 
 
-def test_softmax_regression_predicts_as_nuts(wine):
+@pytest.fixture(scope="module")
+def softmax(wine):
+    return softmax_model(*wine)
+
+
+def test_softmax_regression_predicts_as_nuts(wine, softmax):
     x, y = wine
     design = with_ones(x)
 
@@ -257,14 +272,14 @@ def test_softmax_regression_predicts_as_nuts(wine):
     draws = nuts(log_prob, 15, num=2000)
     logits = np.einsum("skc,nc->snk", draws.reshape(-1, 3, 5), design[120:])
     expected = special.softmax(logits, axis=-1).mean(axis=0)
-    p = softmax_model(x, y).predict_distribution(x[120:], num_samples=4000)
+    p = softmax.predict_distribution(x[120:], num_samples=4000)
     np.testing.assert_allclose(p.probs_parameter(), expected, atol=0.01)
 
 
-def test_softmax_regression_does_not_know_the_order_of_classes(wine):
+def test_softmax_regression_does_not_know_the_order_of_classes(wine, softmax):
     x, y = wine
     new = np.array([2, 0, 1])
-    before, after = softmax_model(x, y), softmax_model(x, new[y])
+    before, after = softmax, softmax_model(x, new[y])
     probs = [
         model.predict_distribution(x, num_samples=20_000).probs_parameter().numpy()
         for model in (before, after)
@@ -331,8 +346,10 @@ OTHERS = {
 def moments(log_prob, size, num=200_000):
     """Mean and standard deviation by importance sampling from a wide t around the mode."""
 
+    of_one = tf.function(log_prob, autograph=False)
+
     def energy(w):
-        return -float(log_prob(tf.constant(w[np.newaxis], tf.float32))[0])
+        return -float(of_one(tf.constant(w[np.newaxis], tf.float32))[0])
 
     found = scipy.optimize.minimize(energy, np.zeros(size), method="Nelder-Mead", tol=1e-3)
     mode, step = found.x, 0.02
@@ -351,13 +368,19 @@ def moments(log_prob, size, num=200_000):
     return mean, np.sqrt(weights @ (w - mean) ** 2)
 
 
+@functools.cache
+def model_of(name):
+    model = BayesianRegression(OTHERS[name][1](), **UNIT)
+    model.fit(*simulated(name), verbose=0)
+    return model
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_likelihoods_have_the_exact_posterior_moments(name):
-    log_likelihood, likelihood, size = OTHERS[name]
+    log_likelihood, _, size = OTHERS[name]
     x, y = simulated(name)
     mean, sd = moments(lambda w: standard_normal(w) + log_likelihood(w, x, y), size)
-    model = BayesianRegression(likelihood(), **UNIT)
-    model.fit(x, y, verbose=0)
+    model = model_of(name)
     q = model.coefficients
     assert len(model.coefficient_names) == size
     np.testing.assert_allclose((q.mean() - mean) / sd, 0, atol=0.15)
@@ -365,9 +388,7 @@ def test_other_likelihoods_have_the_exact_posterior_moments(name):
 
 
 def test_what_does_not_depend_on_x_is_reported_as_the_likelihood_takes_it():
-    x, y = simulated("student_t")
-    model = BayesianRegression(likelihoods.StudentT(df=4.0), **UNIT)
-    model.fit(x, y, verbose=0)
+    model = model_of("student_t")
     assert model.coefficient_names == ["x0", "x1", "intercept", "scale (unconstrained)"]
     draws = model.draws()
     assert [*draws] == ["x0", "x1", "intercept", "scale"]
@@ -542,8 +563,8 @@ def test_at_least_so_many_steps(steps, linear_data):
 def test_keras_own_loop_takes_as_many_steps(linear_data):
     model = BayesianRegression(likelihoods.Normal(scale=0.5), seed=0)
     model.compile(keras.optimizers.Adam(), run_eagerly=True)
-    model.fit(*linear_data, steps=25, verbose=0)
-    assert 25 <= int(model.optimizer.iterations) < 35
+    model.fit(*linear_data, steps=12, verbose=0)  # Ten epochs, of two passes each.
+    assert 12 <= int(model.optimizer.iterations) < 22
 
 
 def test_a_seed_repeats_bit_for_bit(linear_data):
@@ -618,10 +639,11 @@ def test_names(linear):
 def test_labels_that_are_names(rng):
     x = rng.normal(size=(100, 1))
     y = np.where(x[:, 0] > 0, "up", "down")
-    named = BayesianRegression(likelihoods.Bernoulli(), seed=0)
-    named.fit(x, y, steps=50, verbose=0)
-    plain = BayesianRegression(likelihoods.Bernoulli(), seed=0)
-    plain.fit(x, (x[:, 0] > 0).astype(int), steps=50, verbose=0)
+    named, plain = (
+        step_by_step(BayesianRegression(likelihoods.Bernoulli(), seed=0)) for _ in range(2)
+    )
+    named.fit(x, y, steps=1, verbose=0)
+    plain.fit(x, (x[:, 0] > 0).astype(int), steps=1, verbose=0)
     assert np.array_equal(named.coefficients.mean(), plain.coefficients.mean())
     with pytest.raises(
         ValueError, match=r"y: got unknown labels \['left'\], wanted some of \['down"
@@ -644,12 +666,11 @@ def test_separable_classes_have_a_proper_posterior():
     model = BayesianRegression(likelihoods.Bernoulli(), **UNIT)
     quiet_fit(model, x, (x[:, 0] > 0).astype(int))
 
-    def log_joint(w, b):
-        eta = (2 * x[:, 0] * (x[:, 0] > 0) - x[:, 0]) * w + np.where(x[:, 0] > 0, b, -b)
-        return stats.norm.logpdf(w) + stats.norm.logpdf(b) - np.logaddexp(0, -eta).sum()
-
     grid = np.linspace(-8, 8, 161)
-    log_probs = np.array([[log_joint(w, b) for b in grid] for w in grid])
+    w, b = grid[:, None, None], grid[:, None]  # [161, 161, 40] with the rows of x
+    eta = np.where(x[:, 0] > 0, 1, -1) * (w * x[:, 0] + b)
+    log_prior = stats.norm.logpdf(grid)[:, None] + stats.norm.logpdf(grid)
+    log_probs = log_prior - np.logaddexp(0, -eta).sum(axis=-1)
     probs = np.exp(log_probs - log_probs.max())
     marginal = probs.sum(axis=1) / probs.sum()
     mean = (grid * marginal).sum()
@@ -694,7 +715,7 @@ def test_constant_columns_are_named(rng):
             likelihoods.Normal(scale=1.0), feature_names=["a", "b", "c"], standardize=standardize
         )
         with pytest.warns(UserWarning, match="constant columns, b: only the prior"):
-            model.fit(x, x[:, 0], steps=20, verbose=0)
+            step_by_step(model).fit(x, x[:, 0], steps=1, verbose=0)
         assert np.isfinite(model.coefficients.mean()).all()
 
 
@@ -703,20 +724,24 @@ def test_dependent_columns_are_named(rng):
     x[:, 3] = x[:, 0] - 2 * x[:, 1]
     model = BayesianRegression(likelihoods.Normal(scale=1.0))
     with pytest.warns(UserWarning, match=r"linear combinations of the others, such as x[013]:"):
-        model.fit(x, x[:, 0], steps=20, verbose=0)
+        step_by_step(model).fit(x, x[:, 0], steps=1, verbose=0)
 
 
 def test_independent_columns_raise_no_warning(rng):
     x = rng.normal(size=(50, 4)) + 3.0
-    quiet_fit(BayesianRegression(likelihoods.Normal(scale=1.0)), x, x[:, 0], steps=20)
+    model = step_by_step(BayesianRegression(likelihoods.Normal(scale=1.0)))
+    quiet_fit(model, x, x[:, 0], steps=1)
 
 
 def test_columns_of_very_different_scale(rng):
     x = rng.normal(size=(50, 2)) * [1.0, 1000.0]
+    plain, standardized = (
+        step_by_step(BayesianRegression(likelihoods.Normal(scale=1.0), standardize=flag))
+        for flag in (False, True)
+    )
     with pytest.warns(UserWarning, match="differ by a factor of .* pass standardize=True"):
-        BayesianRegression(likelihoods.Normal(scale=1.0)).fit(x, x[:, 0], steps=20, verbose=0)
-    model = BayesianRegression(likelihoods.Normal(scale=1.0), standardize=True)
-    quiet_fit(model, x, x[:, 0], steps=20)
+        plain.fit(x, x[:, 0], steps=1, verbose=0)
+    quiet_fit(standardized, x, x[:, 0], steps=1)
 
 
 X = np.random.default_rng(0).normal(size=(6, 2))
@@ -876,8 +901,9 @@ MISTAKES = {
 }
 
 
+@functools.cache
 def fitted():
-    model = BayesianRegression(likelihoods.Normal(scale=1.0), seed=0)
+    model = step_by_step(BayesianRegression(likelihoods.Normal(scale=1.0), seed=0))
     model.fit(X, X[:, 0], steps=1, verbose=0)
     return model
 

@@ -20,6 +20,7 @@ from tfpvae import (
     posteriors,
     priors,
     regularizers,
+    schedules,
     weights,
 )
 from tfpvae.layers import DistributionLayer
@@ -31,25 +32,42 @@ __version__ = "0.1.0"
 _MODULES = (
     "arviz_export",
     "datasets",
+    "diagnostics",
     "estimators",
     "evaluation",
+    "local_inference",
+    "marginal_likelihood",
     "models",
     "plotting",
     "regression",
+    "reproduce",
     "training",
 )
-_NAMES = {"VAE": "models", "BayesianRegression": "regression", "check_elbo": "evaluation"}
+_NAMES = {
+    "VAE": "models",
+    "BayesianRegression": "regression",
+    "LocalVAE": "local_inference",
+    "check_elbo": "evaluation",
+    "diagnose": "diagnostics",
+    "local_posterior": "local_inference",
+}
 
 __all__ = [
     "VAE",
     "BayesianRegression",
     "DistributionLayer",
     "KLDivergenceRegularizer",
+    "LocalVAE",
     "check_elbo",
     "datasets",
+    "diagnose",
+    "diagnostics",
     "evaluation",
     "likelihoods",
+    "local_inference",
+    "local_posterior",
     "losses",
+    "marginal_likelihood",
     "models",
     "negative_log_prob",
     "networks",
@@ -60,6 +78,8 @@ __all__ = [
     "priors",
     "regression",
     "regularizers",
+    "reproduce",
+    "schedules",
     "training",
     "weights",
 ]

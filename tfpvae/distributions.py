@@ -57,7 +57,7 @@ class _Derived(tfp.distributions.Distribution):
         return self.distribution.variance()
 
 
-class Bernoulli(tfd.Bernoulli):
+class Bernoulli(tfp.distributions.Bernoulli):
     r"""TFP's Bernoulli distribution, whose log_prob takes one softplus of the logits, not two.
 
     $$ \log p(x) = t\, x - \operatorname{softplus}(t) $$

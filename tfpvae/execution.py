@@ -1,6 +1,7 @@
 """Many batches in one program: what Keras's loop calls in place of one batch after another."""
 
 import contextlib
+import functools
 import itertools
 import logging
 import math
@@ -98,9 +99,9 @@ class Program:
         self._counter, self._num_batches = counter, num_batches
         self._jit_compile = jit_compile
         # Traced by hand: TensorFlow warns of functions that are traced often, as for many models.
-        self._take = _Traced(_take)
-        self._plain = _Traced(self._run)
-        self._by_xla = _Traced(self._run, jit_compile=True)
+        self._take = Traced(_take)
+        self._plain = Traced(self._run)
+        self._by_xla = Traced(self._run, jit_compile=True)
         self._verdicts: dict[Any, bool] = {}
         self._rows: Any = None
         self._batch_size: int | None = None
@@ -138,7 +139,7 @@ class Program:
         while left > 0:
             wanted = min(left, self.chunk)
             try:
-                rows = _map(lambda rows: _of_any_length(rows, 1), self._rows)
+                rows = _map(lambda rows: of_any_length(rows, 1), self._rows)
                 joined, taken = self._take.of(
                     iterator, self._rows, tf.constant(wanted), specs=(iterator, rows, _NUMBER)
                 )
@@ -198,7 +199,7 @@ class Program:
         if self.uses_xla(chunk, batch_size):
             return self._by_xla.of(self._padded(chunk), tf.constant(num))
         # One program for batches of any number and size.
-        specs = _map(lambda rows: _of_any_length(rows, 2), chunk)
+        specs = _map(lambda rows: of_any_length(rows, 2), chunk)
         return self._plain.of(chunk, tf.constant(num), specs=(specs, _NUMBER))
 
     def _padded(self, chunk: Any) -> Any:
@@ -216,7 +217,7 @@ class Program:
         return self._results()
 
 
-class _Traced:
+class Traced:
     """A function, traced once for each signature.
 
     It is traced as it is, without AutoGraph, which would spend seconds on reading all our code for
@@ -243,7 +244,7 @@ class _Traced:
         return self._concrete[signature]
 
 
-def _of_any_length(rows: Any, ndims: int) -> Any:
+def of_any_length(rows: Any, ndims: int) -> Any:
     """The spec of rows whose first axes may be of any length."""
     return tf.TensorSpec([None] * ndims + rows.shape[ndims:], rows.dtype)
 
@@ -259,13 +260,16 @@ class Batched:
     compiled graph tells what one draw for one row takes.
 
     Args:
-      function: `(rows [B, ...], num_samples, seed) -> tensor`, which is `[B, ...]`, a sum over the
-        draws, or without `sums` `[num_samples, B, ...]`.
-      sums: whether the function sums over the draws.
+      function: `(rows [B, ...], num_samples, seed) -> tensor`, which is `[B, ...]`, or without
+        `merge` `[num_samples, B, ...]`.
+      merge: makes one result of those of two pieces of the draws, as `tf.add` does of sums; None
+        keeps the results of all draws.
     """
 
-    def __init__(self, function: Callable[[Any, Any, Any], Any], sums: bool = True) -> None:
-        self._function, self._sums = function, sums
+    def __init__(
+        self, function: Callable[[Any, Any, Any], Any], merge: Callable[[Any, Any], Any] | None
+    ) -> None:
+        self._function, self._merge = function, merge
         self._compiled: dict[Any, tuple[Any, int]] = {}
 
     def __call__(self, rows: Any, seed: Any, num_samples: int = 1, verbose: Any = "auto") -> Any:
@@ -279,25 +283,26 @@ class Batched:
         """
         function, pair_bytes = self._compile(rows)
         pairs = max(1, _MAX_BYTES_INFERENCE // pair_bytes)
-        draws = min(num_samples, pairs)
+        draws = math.ceil(num_samples / math.ceil(num_samples / pairs))  # All pieces alike.
         size = max(1, pairs // num_samples)
-        progress = _Progress(rows.shape[0], verbose)
+        progress = Progress(rows.shape[0], verbose)
         results, count = [], itertools.count()
         for start in range(0, rows.shape[0], size):
             part = rows[start : start + size]
-            pieces = [
+            pieces = (
                 function(part, tf.constant(num), tf.random.fold_in(seed, next(count)))
                 for num in _pieces(num_samples, draws)
-            ]
-            results.append(tf.add_n(pieces) if self._sums else tf.concat(pieces, 0))
+            )
+            merge = self._merge  # One piece at a time is in memory.
+            results.append(functools.reduce(merge, pieces) if merge else tf.concat([*pieces], 0))
             progress.update(min(start + size, rows.shape[0]))
-        return tf.concat(results, axis=0 if self._sums else 1)
+        return tf.concat(results, axis=0 if self._merge else 1)
 
     def _compile(self, rows: Any) -> tuple[Any, int]:
         """The function for rows of this type, and the memory it takes for one draw of one row."""
         signature = (rows.dtype, tuple(rows.shape[1:]))
         if signature not in self._compiled:
-            concrete = _Traced(self._function).concrete(
+            concrete = Traced(self._function).concrete(
                 tf.TensorSpec([None, *rows.shape[1:]], rows.dtype),
                 tf.TensorSpec([], tf.int32),
                 tf.TensorSpec([2], tf.int32),
@@ -306,8 +311,13 @@ class Batched:
         return self._compiled[signature]
 
 
-class _Progress:
-    """A progress bar for what takes long."""
+class Progress:
+    """A progress bar for what takes long.
+
+    Args:
+      target: how many examples there are.
+      verbose: 1 shows it, 0 does not, "auto" does after a few seconds.
+    """
 
     def __init__(self, target: int, verbose: Any) -> None:
         self._bar = keras.utils.Progbar(target, interval=0.2, unit_name="example")
@@ -315,6 +325,7 @@ class _Progress:
         self._start = time.monotonic()
 
     def update(self, current: int) -> None:
+        """Show that so many examples are done."""
         late = time.monotonic() - self._start > _PATIENCE_SECONDS
         self._shown = self._shown or (self._auto and late and current < self._target)
         if self._shown:
@@ -327,17 +338,29 @@ def _pieces(total: int, size: int) -> list[int]:
 
 
 def _bytes(graph: Any) -> int:
-    """Bytes of what a graph computes for one row: its tensors of unknown length, added up."""
+    """Bytes of what a graph computes for one row: its tensors of unknown length, added up.
+
+    Of the functions that it calls, as the bodies of loops, one runs at a time: the largest counts.
+    """
+    operations = graph.get_operations()
     shapes = [
         (tensor.shape, tensor.dtype)
-        for operation in graph.get_operations()
+        for operation in operations
         for tensor in operation.outputs
         if tensor.shape.rank and not tensor.shape.is_fully_defined()
     ]
-    return 1 + sum(
+    own = sum(
         dtype.size * math.prod(size for size in shape if size is not None)
         for shape, dtype in shapes
     )
+    names = {
+        value.func.name
+        for operation in operations
+        for value in operation.node_def.attr.values()
+        if value.HasField("func")
+    }
+    called = (_bytes(graph._get_function(name).graph) for name in names)
+    return 1 + own + max(called, default=0)
 
 
 def _take(iterator: Any, rows: Any, num: Any) -> tuple[Any, Any]:

@@ -1,6 +1,7 @@
 """Latent variable models: prior, encoder and decoder, put together and trained by Keras."""
 
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from tfpvae import (
     execution,
     likelihoods,
     losses,
+    marginal_likelihood,
     noise,
     objectives,
     priors,
@@ -36,8 +38,9 @@ class VAE(training.ProbabilisticModel):
        \log p(x) \ge \mathbb E_{q(z \mid x)}[\log p(x \mid z)]
        - \mathrm{KL}\bigl(q(z \mid x)\ \|\ p(z)\bigr) = \mathrm{ELBO}(x) $$
 
-    The loss that `fit` and `evaluate` print is the negative ELBO, a mean over the examples in nats:
-    `loss = nll + kl_weight * kl`; the history holds loss, nll and kl, and their val_ twins.
+    The loss that `fit` and `evaluate` print is the negative ELBO, a mean over the examples in nats,
+    unless `compile` is given another objective. The history holds loss, elbo, nll and kl, whatever
+    the objective, with elbo = -(nll + kl), and their val_ twins.
 
     The posterior block decides how z is passed on: one reparameterized draw, `num_samples` draws
     (nll is their mean), or the mean. All draws come from one seed, see `noise.Noise`.
@@ -68,7 +71,7 @@ class VAE(training.ProbabilisticModel):
       >>> vae.compile("rmsprop")
       >>> x = np.eye(3, dtype="float32")
       >>> sorted(vae.fit(x, epochs=2, verbose=0).history)
-      ['kl', 'loss', 'nll']
+      ['elbo', 'kl', 'loss', 'nll']
       >>> vae.sample(5, seed=1).shape
       (5, 3)
 
@@ -77,7 +80,7 @@ class VAE(training.ProbabilisticModel):
     2014.
     """
 
-    terms = ("nll", "kl")
+    terms = ("elbo", "nll", "kl")
 
     def __init__(
         self,
@@ -104,7 +107,7 @@ class VAE(training.ProbabilisticModel):
             )
         if isinstance(posterior, blocks.Block):
             _check_sizes(prior.event_shape, posterior.event_shape)
-        self.objective = objectives.ELBO()
+        self.objective: objectives.Objective = objectives.ELBO()
         self._regularizer = regularizers.KLDivergenceRegularizer(prior)
         # Past Keras's tracking: compiled functions are no part of what is saved.
         object.__setattr__(self, "_batched", {})
@@ -130,9 +133,19 @@ class VAE(training.ProbabilisticModel):
                 f"loss: got {loss!r}, wanted none: the loss follows from the likelihood block; "
                 "pass objective= to change what is minimized"
             )
-        if objective is not None and not isinstance(objective, objectives.ELBO):
-            raise TypeError(f"objective: got {objective!r}, wanted one of tfpvae.objectives")
-        self.objective = objective or objectives.ELBO()
+        objective = objectives.ELBO() if objective is None else objective
+        if not isinstance(objective, objectives.Objective):
+            raise TypeError(
+                f"objective: got {objective!r}, wanted one of tfpvae.objectives, as "
+                "objectives.IWAE(num_samples=5)"
+            )
+        posterior = _last_layer(self.encoder)
+        _refuse_kl(self.encoder, posterior)
+        if isinstance(posterior, blocks.Block):
+            objective.check(posterior)
+        self.objective = objective
+        self.schedule = objective.schedule  # For Keras to save its state.
+        self._log_terms((*type(self).terms, *objective.terms))
         self._regularizer = regularizers.KLDivergenceRegularizer(
             self.prior, self.objective.use_exact_kl
         )
@@ -211,7 +224,7 @@ class VAE(training.ProbabilisticModel):
         """
         num_samples = checks.positive_integer("num_samples", num_samples)
         x = self._data(x)
-        weights = self._in_batches(self._log_weights, x, seed, num_samples, verbose, sums=False)
+        weights = self._in_batches(self._log_weights, x, seed, num_samples, verbose, merge=None)
         return weights.numpy()
 
     def elbo(
@@ -236,6 +249,48 @@ class VAE(training.ProbabilisticModel):
         num_samples = checks.positive_integer("num_samples", num_samples)
         total = self._in_batches(self._elbo, self._data(x), seed, num_samples, verbose)
         return total.numpy() / num_samples
+
+    def log_marginal_likelihood(
+        self,
+        x: Any,
+        num_samples: int | None = None,
+        method: str = "importance",
+        seed: Any = None,
+        verbose: Any = "auto",
+        **options: Any,
+    ) -> marginal_likelihood.MarginalLikelihood:
+        r"""Estimates of log p(x), from below, with their standard errors and diagnostics.
+
+        $$ \log p(x_b) \approx \log \frac1S \sum_s w_{sb}, \qquad \mathbb E[w_{sb}] = p(x_b) $$
+
+        By importance sampling w are the weights of `log_weights`. By annealed importance sampling
+        ("ais") they are those of Markov chains that go from q(z|x) to p(x, z) in many small steps:
+        better where q(z|x) is far from p(z|x), and much slower. z must be continuous for it.
+
+        Args:
+          x: data `[N, *event_shape]`.
+          num_samples: the number S of draws for each example, or of chains; None for 5000 draws or
+            16 chains.
+          method: "importance" or "ais".
+          seed: an integer or an int tensor `[2]`; None goes on in the model's own noise.
+          verbose: 1 shows progress, 0 does not, "auto" does when it takes long.
+          **options: of "ais", see `marginal_likelihood.Annealing`: `num_steps=1000`,
+            `num_leapfrog_steps=10`, `proposal="posterior"` or "prior".
+
+        Returns:
+          A `marginal_likelihood.MarginalLikelihood`: `estimate`, `standard_error`,
+          `effective_sample_size` and `k_hat` of each example, `mean` and its errors; print it.
+
+        Raises:
+          TypeError, ValueError: for data or numbers that are none, an unknown method, z that are
+            not continuous, a model whose densities are NaN.
+
+        Source: Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders", 2016; Neal,
+        "Annealed importance sampling", 2001.
+        """
+        return marginal_likelihood.log_marginal_likelihood(
+            self, x, num_samples, method, seed, verbose, **options
+        )
 
     def impute(
         self,
@@ -297,7 +352,7 @@ class VAE(training.ProbabilisticModel):
             return complete
         function = self._imputation if num_draws is None else self._imputations(num_draws)
         packed = self._in_batches(
-            function, tf.gather(rows, incomplete), seed, num_samples, verbose, sums=False
+            function, tf.gather(rows, incomplete), seed, num_samples, verbose, merge=None
         ).numpy()
         found = (
             _mean_of_pieces(packed) if num_draws is None else _draws_of_pieces(packed, num_draws)
@@ -320,11 +375,59 @@ class VAE(training.ProbabilisticModel):
 
     def example_losses(self, x: Any, y: Any, training: bool) -> tuple[Any, dict[str, Any], Any]:
         """The loss of each example, its nll and kl, and the likelihood."""
+        objective = self.objective
         q, z = self._encode(x, training)
+        objective.check_distribution(q)
+        if objective.num_samples is not None:
+            z = self._codes(q.sample(objective.num_samples, seed=noise.next_seed()))
+        elif z.shape.rank == 1 + len(self.prior.event_shape) and not objective.is_plain:
+            z = z[tf.newaxis]
+        gate = objectives.Gate(objective.uses_path)
+        z = z if objective.is_plain else gate(z)
         p = self._decode(z, training)
-        nll = losses.negative_log_prob(y, p)
-        kl = self._regularizer.divergence(q)
-        return self.objective(nll, kl), {"nll": nll, "kl": kl}, p
+        log_likelihood = losses.log_likelihood(y, p)
+        kl = self._regularizer.divergence(q, None if objective.num_samples is None else z)
+        draws = objectives.Draws(
+            posterior=q,
+            prior=self.prior(),
+            z=z,
+            gate=gate,
+            log_likelihood=log_likelihood,
+            kl=kl,
+            kl_by_dimension=lambda: self._regularizer.divergence_by_dimension(q),
+            dream=(lambda: self._dream(x, y, training)) if training else None,
+        )
+        loss, reported = objective(draws)
+        if training:
+            objective.advance(kl)
+        nll = -tf.reduce_mean(log_likelihood, axis=0)
+        return loss, {"elbo": -(nll + kl), "nll": nll, "kl": kl, **reported}, p
+
+    def check_trained(self) -> None:
+        """Warn if the weight of the KL has not come to 1."""
+        weight = float(objectives.current_value(self.objective.kl_weight))
+        if weight == 1.0:
+            return
+        remaining = self.objective.schedule and self.objective.schedule.remaining()
+        warnings.warn(
+            f"fit ended with kl_weight = {weight:.4g}: the loss is not the negative ELBO, `elbo` "
+            "in the history is the ELBO"
+            + (f"; the weight takes {remaining} more steps to stay at 1" if remaining else ""),
+            UserWarning,
+            stacklevel=4,
+        )
+
+    def _dream(self, x: Any, y: Any, training: bool) -> Any:
+        """The log q(z|x) `[B]` of as many (x, z), drawn from the model, as there are examples."""
+        if y is not x:
+            raise ValueError(
+                "y: got targets that are not x, wanted none: the sleep phase encodes what the "
+                "model draws; use objectives.ReweightedWakeSleep(sleep=0)"
+            )
+        z = self._codes(self.prior().sample(tf.shape(x)[0], seed=noise.next_seed()))
+        drawn = tf.cast(self._decode(z, training).sample(seed=noise.next_seed()), x.dtype)
+        q = self.encoder(tf.stop_gradient(drawn), training=training)
+        return q.log_prob(tf.stop_gradient(z))
 
     def check_data(self, x: np.ndarray, y: np.ndarray | None, arguments: tuple[str, str]) -> None:
         """Raise ValueError unless the encoder takes x and the likelihood can have made y."""
@@ -413,7 +516,14 @@ class VAE(training.ProbabilisticModel):
                 f"encoder: got one that returns {type(q).__name__}, wanted a distribution: end it "
                 "in a block of tfpvae.posteriors"
             )
-        return q, tf.convert_to_tensor(q)
+        return q, self._codes(tf.convert_to_tensor(q))
+
+    def _codes(self, z: Any) -> Any:
+        """Draws of z as the decoder takes them: in floating point, of known size."""
+        lead = z.shape.rank - len(self.prior.event_shape)
+        if not z.shape[lead:].is_fully_defined():
+            z = tf.ensure_shape(z, [None] * lead + list(self.prior.event_shape))
+        return z if z.dtype.is_floating else tf.cast(z, self.prior.dtype)
 
     def _decode(self, z: Any, training: bool | None) -> Any:
         """The likelihood at z `[..., D]`; the decoder itself sees one batch axis."""
@@ -438,13 +548,12 @@ class VAE(training.ProbabilisticModel):
 
     def _sample(self, rows: Any, num_samples: Any, seed: Any) -> Any:
         with noise.fixed(seed):
-            z = self.prior().sample(tf.shape(rows)[0], seed=noise.next_seed())
-            z = tf.ensure_shape(z, (None, *self.prior.event_shape))
+            z = self._codes(self.prior().sample(tf.shape(rows)[0], seed=noise.next_seed()))
             return self._decode(z, False).sample(seed=noise.next_seed())
 
     def _reconstruct(self, x: Any, num_samples: Any, seed: Any) -> Any:
         with noise.fixed(seed):
-            z = self._posterior(x).sample(seed=noise.next_seed())
+            z = self._codes(self._posterior(x).sample(seed=noise.next_seed()))
             return tf.convert_to_tensor(self._decode(z, False))
 
     def _log_weights(self, x: Any, num_samples: Any, seed: Any) -> Any:
@@ -495,8 +604,7 @@ class VAE(training.ProbabilisticModel):
         """The posterior, draws of z `[S, B, D]` from it, p(x|z), and x, preprocessed."""
         x = self.prepare(x)
         q, _ = self._encode(x, False)
-        z = q.sample(num_samples, seed=noise.next_seed())
-        z = tf.ensure_shape(z, (None, None, *self.prior.event_shape))
+        z = self._codes(q.sample(num_samples, seed=noise.next_seed()))
         return q, z, self._decode(z, False), x
 
     def _weigh(self, q: Any, z: Any, log_likelihood: Any) -> Any:
@@ -510,11 +618,11 @@ class VAE(training.ProbabilisticModel):
         seed: Any,
         num_samples: int = 1,
         verbose: Any = "auto",
-        sums: bool = True,
+        merge: Any = tf.add,
     ) -> Any:
         name = function.__name__
         if name not in self._batched:
-            self._batched[name] = execution.Batched(function, sums)
+            self._batched[name] = execution.Batched(function, merge)
         seed = self.noise.next() if seed is None else noise.as_seed(seed)
         return self._batched[name](rows, seed, num_samples, verbose)
 
@@ -523,15 +631,15 @@ class VAE(training.ProbabilisticModel):
 
         def params(x: Any, num_samples: Any, seed: Any) -> Any:
             with noise.fixed(seed):  # TFP's global generator is left alone.
-                return _source(function(x))[1]
+                return blocks.source(function(x))[1]
 
         params.__name__ = function.__name__
         x = self._data(x)
         with noise.fixed(0):
-            source = _source(function(x[:1]))
+            source = blocks.source(function(x[:1]))
             if source is None:  # Not one of our blocks: nobody knows its parameters.
                 return function(x).tensor_distribution
-        return source[0].new(self._in_batches(params, x, seed=0))
+        return source[0]._distribution(self._in_batches(params, x, seed=0))
 
     def _data(self, x: Any) -> Any:
         """The data as a tensor that the model can score."""
@@ -545,11 +653,6 @@ def _last_layer(network: Any) -> Any:
     while getattr(network, "layers", None):
         network = network.layers[-1]
     return network
-
-
-def _source(distribution: Any) -> Any:
-    """The block that made a distribution, and the parameters it made it from; None if no block."""
-    return getattr(distribution.tensor_distribution, "_tfpvae_source", None)
 
 
 def _takes_missing(block: Any) -> bool:
@@ -613,6 +716,22 @@ def _draws_of_pieces(packed: np.ndarray, num_draws: int) -> np.ndarray:
     pieces = packed.reshape(-1, num_draws, *packed.shape[1:])
     best = pieces[..., 0].argmax(axis=0)
     return np.take_along_axis(pieces, best[None, ..., None], axis=0)[0, ..., 1:]
+
+
+def _refuse_kl(encoder: Any, posterior: Any) -> None:
+    """Raise ValueError if a layer adds the KL that the model's objective adds already."""
+    for layer in (posterior, *encoder.submodules):
+        regularizer = getattr(layer, "activity_regularizer", None)
+        if isinstance(layer, tfp.layers.DistributionLambda) and regularizer is not None:
+            raise ValueError(
+                f"encoder: its layer {layer.name!r} has an activity_regularizer, wanted none: VAE "
+                "adds the KL to the loss itself, so it would count twice"
+            )
+        if isinstance(layer, tfp.layers.KLDivergenceAddLoss):
+            raise ValueError(
+                f"encoder: its layer {layer.name!r} adds a KL to the loss, wanted none: VAE adds "
+                "it itself, so it would count twice"
+            )
 
 
 def _check_sizes(prior: Any, posterior: Any) -> None:

@@ -26,6 +26,14 @@ _TERMS = {"loss": "#0072B2", "nll": "#D55E00", "kl": "#009E73"}
 _CLASSES = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"]
 _CLASSES += ["#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"]
 
+_CROSSES: dict[str, Any] = {
+    "color": "0.35",
+    "linestyle": "",
+    "marker": "x",
+    "markersize": 6,
+    "zorder": 3,
+}
+
 # Missing pixels: no grey, and as bright as a medium one.
 _MISSING = (0.35, 0.6, 0.85, 1.0)
 
@@ -723,6 +731,224 @@ def class_bars(
     ax.legend(
         handles=keys, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(keys), frameon=False
     )
+    return ax
+
+
+def unit_bars(
+    values: ArrayLike, active: ArrayLike, ax: Axes | None = None, *, label: str = "KL (nats)"
+) -> Axes:
+    """Draw a number for each latent unit as a bar, the largest first, collapsed units crossed out.
+
+    Args:
+      values: one number for each unit, [D].
+      active: which units are active, bool [D].
+      ax: the Axes to draw on.
+      label: of the vertical axis.
+
+    Returns:
+      The Axes.
+
+    Raises:
+      TypeError: values that are no numbers.
+      ValueError: wrong shapes, no units, NaN or infinity.
+
+    Example:
+      >>> ax = unit_bars([0.5, 2.0, 0.0], [True, True, False])
+      >>> [tick.get_text() for tick in ax.get_xticklabels()]
+      ['1', '0', '2']
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    numbers_, used = _numbers("values", values), np.asarray(active)
+    if numbers_.ndim != 1 or used.shape != numbers_.shape or used.dtype != bool:
+        raise ValueError(
+            "values and active must be numbers and bools [D], got "
+            f"{list(numbers_.shape)} and {used.dtype} {list(used.shape)}"
+        )
+    ax = _axes(ax, (7.0, 3.6))
+    order = np.argsort(-numbers_, kind="stable")
+    colours = np.where(used[order], _TERMS["loss"], "0.6")
+    ax.bar(range(len(order)), numbers_[order], color=colours, width=0.8)
+    step = math.ceil(len(order) / 24)  # More labels than that would touch.
+    places = range(0, len(order), step)
+    ax.set_xticks(list(places), labels=[str(order[i]) for i in places])
+    ax.set_xlabel("latent unit")
+    ax.set_ylabel(label)
+    # Their bars are too low to be seen.
+    height = 0.03 * max(ax.get_ylim()[1], 0.0)
+    ax.plot(np.flatnonzero(~used[order]), np.full((~used).sum(), height), **_CROSSES)
+    keys: list[Any] = [Patch(color=_TERMS["loss"], label="active")] if used.any() else []
+    keys += [Line2D([], [], label="collapsed", **_CROSSES)] if not used.all() else []
+    ax.legend(handles=keys, loc="upper right", frameon=False)
+    ax.grid(axis="y", alpha=0.3)
+    ax.set_axisbelow(True)
+    return ax
+
+
+def gap_bars(parts: Mapping[str, tuple[float, float]], ax: Axes | None = None) -> Axes:
+    """Draw the parts of the gap between log p(x) and the ELBO, one after the other.
+
+    Args:
+      parts: the size of each part and its standard error, in nats, by name.
+      ax: the Axes to draw on.
+
+    Returns:
+      The Axes: log p(x) is at zero on the right, the ELBO dashed on the left.
+
+    Raises:
+      TypeError: `parts` is no mapping.
+      ValueError: no parts, something else than two finite numbers of one, NaN or infinity.
+
+    Example:
+      >>> ax = gap_bars({"approximation": (1.5, 0.1), "amortization": (0.5, 0.1)})
+      >>> [text.get_text() for text in ax.texts]
+      ['1.50 ± 0.10', '0.50 ± 0.10']
+    """
+    found = {
+        name: _numbers(f"parts[{name!r}]", item) for name, item in _mapping("parts", parts).items()
+    }
+    for name, pair in found.items():
+        if pair.shape != (2,):
+            raise ValueError(
+                f"parts[{name!r}] must be a size and its standard error, got {list(pair.shape)}"
+            )
+    ax = _axes(ax, (7.0, 0.9 * len(found) + 1.4))
+    end, low, colours = 0.0, 0.0, itertools.cycle([_TERMS["nll"], _TERMS["kl"], _CLASSES[4]])
+    for row, ((size, error), colour) in enumerate(zip(found.values(), colours, strict=False)):
+        ax.barh(row, -size, left=end, height=0.55, color=colour)
+        ax.errorbar(end - size, row, xerr=error, color="black", capsize=3, linewidth=1.2)
+        ax.text(
+            max(end, end - size), row - 0.3, f"{size:.2f} ± {error:.2f}", ha="right", va="bottom"
+        )
+        end -= size
+        low = min(low, end - error)
+    ax.axvline(0.0, color="black", linewidth=1.2)
+    ax.axvline(end, color="black", linewidth=1.2, linestyle="--")
+    ax.set_yticks(range(len(found)), labels=list(found))
+    ax.set_ylim(len(found) - 0.4, -0.8)
+    width = max(-low, 1e-3)
+    ax.set_xlim(low - 0.12 * width, 0.06 * width)
+    ax.set_xlabel("nats from log p(x); dashed: the ELBO")
+    ax.grid(axis="x", alpha=0.3)
+    ax.set_axisbelow(True)
+    return ax
+
+
+def weight_histogram(
+    values: ArrayLike,
+    threshold: float,
+    ax: Axes | None = None,
+    *,
+    label: str = "Pareto k-hat",
+    low: bool = False,
+) -> Axes:
+    """Draw how a number that says how good weights are is spread over the examples.
+
+    Args:
+      values: one number for each example, [N].
+      threshold: what is above it is bad, and drawn in red.
+      ax: the Axes to draw on.
+      label: of the horizontal axis.
+      low: whether what is below the threshold is bad instead.
+
+    Returns:
+      The Axes.
+
+    Raises:
+      TypeError: values that are no numbers.
+      ValueError: wrong shapes, no examples, NaN or infinity.
+
+    Example:
+      >>> ax = weight_histogram([0.1, 0.2, 0.9], threshold=0.7)
+      >>> int(sum(bar.get_height() for bar in ax.patches))
+      3
+    """
+    found = _numbers("values", values)
+    if found.ndim != 1:
+        raise ValueError(f"values must be [N], got {list(found.shape)}")
+    ax = _axes(ax, (7.0, 3.6))
+    left, right = min(found.min(), threshold), max(found.max(), threshold)
+    width = max(right - left, 1e-3) / 40
+    # The threshold is an edge, so that no bar is half good.
+    below, above = (
+        math.ceil((threshold - left) / width),
+        math.floor((right - threshold) / width) + 1,
+    )
+    edges = threshold + width * np.arange(-max(below, 1), above + 1)
+    counts, _ = np.histogram(found, edges)
+    bad = (edges[:-1] < threshold - width / 2) == low
+    ax.bar(
+        edges[:-1], counts, width, align="edge", color=np.where(bad, _TERMS["nll"], _TERMS["loss"])
+    )
+    ax.axvline(threshold, color="black", linewidth=1.2, linestyle="--")
+    ax.set_xlabel(label)
+    ax.set_ylabel("examples")
+    ax.grid(axis="y", alpha=0.3)
+    ax.set_axisbelow(True)
+    return ax
+
+
+def aggregate_posterior(
+    z: ArrayLike,
+    prior_z: ArrayLike,
+    labels: ArrayLike | None = None,
+    ax: Axes | None = None,
+    *,
+    names: tuple[str, str] = ("z[0]", "z[1]"),
+) -> Axes:
+    """Draw points from the posteriors of all examples on top of the prior, in shades of grey.
+
+    Where only grey shows, the prior has mass and the data have no codes: what the decoder makes
+    there was not trained.
+
+    Args:
+      z: a draw of the posterior of each example, two units of it, [N, 2].
+      prior_z: draws from the prior, [M, 2].
+      labels: classes [N], integers or strings, by which z is coloured.
+      ax: the Axes to draw on.
+      names: of the two units.
+
+    Returns:
+      The Axes, with the same scale on both axes.
+
+    Raises:
+      TypeError: values that are no numbers.
+      ValueError: wrong shapes, no points, NaN or infinity.
+
+    Example:
+      >>> ax = aggregate_posterior([[0.0, 1.0]], [[0.0, 0.0], [1.0, 1.0]])
+      >>> [key.get_text() for key in ax.get_legend().get_texts()]
+      ['prior', 'posteriors']
+    """
+    from matplotlib.lines import Line2D
+
+    prior = _numbers("prior_z", prior_z)
+    if prior.ndim != 2 or prior.shape[1] != 2:
+        raise ValueError(f"prior_z must be [M, 2], got {list(prior.shape)}")
+    groups = _classes_of_points(z, labels)
+    ax = _axes(ax, (5.0, 4.6))
+    cells = ax.hexbin(prior[:, 0], prior[:, 1], gridsize=40, cmap="Greys", mincnt=1, linewidths=0)
+    most = float(np.max(np.asarray(cells.get_array())))
+    cells.set_clim(0, 3.0 * most)  # Light: the points lie on it.
+    colours = _class_colours(len(groups)) if labels is not None else [_TERMS["loss"]]
+    for (name, points), colour in zip(groups.items(), colours, strict=True):
+        ax.scatter(points[:, 0], points[:, 1], s=14, color=colour, linewidths=0, label=name)
+    shown = {"prior": "0.7"} | {
+        name or "posteriors": colour for name, colour in zip(groups, colours, strict=True)
+    }
+    keys = [Line2D([], [], color=c, marker="o", linestyle="", label=n) for n, c in shown.items()]
+    ax.legend(handles=keys, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    # A square that holds all points, and all but the outermost of the prior.
+    shown_prior = np.quantile(prior, [0.002, 0.998], axis=0)
+    everything = np.concatenate([*groups.values(), shown_prior])
+    low, high = everything.min(axis=0), everything.max(axis=0)
+    half = 0.53 * max(float((high - low).max()), 1e-3)
+    ax.set_xlim((low + high)[0] / 2 - half, (low + high)[0] / 2 + half)
+    ax.set_ylim((low + high)[1] / 2 - half, (low + high)[1] / 2 + half)
+    ax.set_aspect("equal")
+    ax.set_xlabel(names[0])
+    ax.set_ylabel(names[1])
     return ax
 
 
