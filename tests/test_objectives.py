@@ -227,6 +227,19 @@ def test_estimators_are_unbiased_for_the_bound_of_their_draws(name, estimator):
     assert_unbiased(found, wanted, precision=0.03)
 
 
+@pytest.mark.parametrize("estimator", ELBO.estimators)
+def test_every_estimator_weights_the_kl(estimator):
+    epsilon, probability = quadrature(1, 64)
+
+    def weighted(weights):
+        z, log_joint, log_q = densities(epsilon[0], weights)
+        log_prior = stats.norm.logpdf(z)
+        return probability @ (log_joint - log_prior + 0.3 * (log_prior - log_q))
+
+    vae = scalar_vae(ELBO(0.3, num_samples=3, estimator=estimator))
+    assert_unbiased(estimates(vae, 30, 4000), derivative(weighted), precision=0.03)
+
+
 def test_one_draw_of_any_order_is_the_elbo():
     wanted = derivative(expected_bound(mean, 1))
     for objective in (IWAE(1), Renyi(0.5, 1, "doubly_reparameterized")):
