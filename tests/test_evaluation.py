@@ -15,6 +15,7 @@ from tfpvae import (
     objectives,
     posteriors,
     priors,
+    schedules,
 )
 
 tfd, tfpl = tfp.distributions, tfp.layers
@@ -82,6 +83,15 @@ RIGHT = {
     "VAE, 7 draws": lambda: vae(num_samples=7),
     "VAE, Monte Carlo": lambda: vae(objective=objectives.ELBO(use_exact_kl=False)),
     "VAE, learned prior": lambda: vae(prior=priors.Normal(K, initial={"loc": 1.0, "scale": 2.0})),
+    "VAE, draws of the objective": lambda: vae(
+        objective=objectives.ELBO(use_exact_kl=False, num_samples=3)
+    ),
+    "VAE, score function": lambda: vae(
+        objective=objectives.ELBO(num_samples=2, estimator="score_function")
+    ),
+    "VAE, warm-up at its end": lambda: vae(
+        objective=objectives.ELBO(schedules.Linear(10, start=1.0))
+    ),
     "VAE, full rank": lambda: vae(posterior=posteriors.FullRankNormal),
 }
 
@@ -138,6 +148,16 @@ def test_finds_a_wrong_kl(case, x):
     assert report.terms[0].ratio == pytest.approx(1.0, rel=1e-5)
     if ratio is not None:
         assert report.terms[1].ratio == pytest.approx(ratio, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "objective", [objectives.IWAE(3), objectives.CUBO(2.0, 3), objectives.ELBO(free_bits=1.0)]
+)
+def test_says_that_the_objective_is_another(objective, x):
+    report = check_elbo(vae(objective=objective), x)
+    assert "The objective is" in str(report)
+    assert [term.ratio for term in report.terms[:2]] == pytest.approx([1.0, 1.0], rel=1e-4)
+    assert report.terms[2].ratio != pytest.approx(1.0, rel=1e-3)
 
 
 def test_finds_a_wrong_loss(x):

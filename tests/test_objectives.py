@@ -661,6 +661,24 @@ def test_free_bits_are_free(x):
     assert moved[2 + 1 - below]
 
 
+def test_all_methods_work_with_bits_as_codes(x, tmp_path):
+    vae = small_vae(DistributionLayer("Bernoulli", 2), priors.Prior("Bernoulli", 2, probs=0.3))
+    vae.compile("adam", objective=IWAE(3, "score_function"), run_eagerly=True)
+    vae.fit(x, verbose=0)
+    assert vae.sample(5, seed=0).shape == vae.reconstruct(x[:5], seed=0).shape == (5, 6)
+    assert vae.predict(x[:5], verbose=0).shape == (5, 6)
+    states = np.array(list(itertools.product([0.0, 1.0], repeat=2)), "float32")
+    log_q = vae.posterior(x).log_prob(states[:, None]).numpy()
+    log_prior = stats.bernoulli.logpmf(states, 0.3).sum(axis=1)[:, None]
+    log_likelihood = vae.likelihood(states[:, None]).log_prob(x[None]).numpy()
+    wanted = (np.exp(log_q) * (log_likelihood + log_prior - log_q)).sum(axis=0)
+    np.testing.assert_allclose(vae.elbo(x, 4000, seed=0), wanted, atol=0.1)
+    assert vae.elbo(x, 4000, seed=0).mean() == pytest.approx(wanted.mean(), abs=0.01)
+    vae.save(tmp_path / "vae.keras")
+    loaded = keras.models.load_model(tmp_path / "vae.keras")
+    np.testing.assert_array_equal(loaded.elbo(x, 3, seed=0), vae.elbo(x, 3, seed=0))
+
+
 def test_check_data_and_metrics_work_with_several_draws(x):
     vae = small_vae()
     vae.compile("adam", objective=IWAE(3), metrics=["mse"])

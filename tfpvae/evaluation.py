@@ -110,8 +110,8 @@ def check_elbo(
     differences: list[str] = []
     nll = _apart_nll(likelihood, y, source)
     _explain_nll(differences, parts["nll"], float(np.mean(weight * nll)), likelihood, tolerance)
-    kl = _apart_kl(source, prior, differences)
-    _explain_kl(differences, parts["kl"], kl, weight, source, tolerance)
+    kl, noise_of_kl = _apart_kl(source, prior, differences)
+    _explain_kl(differences, parts["kl"], kl, weight, source, tolerance, noise_of_kl)
     if not _is_elbo(model):
         differences.append(
             f"The objective is {model.objective.title()}: the loss is another bound or has free "
@@ -148,7 +148,8 @@ class _KLSource(NamedTuple):
     exact: bool
     weight: float
     own_draws: bool
-    num_samples: int | None = None  # of the objective, None for those of the posterior block
+    num_samples: int | None = None  # how many of its own
+    has_sample_axis: bool = False  # of log p(x|z)
 
 
 @contextlib.contextmanager
@@ -195,7 +196,7 @@ def _kl_source(model: Any, caught: list[tuple[Any, Any]]) -> _KLSource:
         weight = float(objectives.current_value(model.objective.kl_weight))
         num = model.objective.num_samples
         own_draws = num is not None
-        return _KLSource(model, posterior, model.prior, exact, weight, own_draws, num)
+        return _KLSource(model, posterior, model.prior, exact, weight, own_draws, num, own_draws)
     sources = [
         _from_regularizer(layer, posterior, layer.activity_regularizer)
         for layer, posterior in caught
@@ -215,8 +216,9 @@ def _from_regularizer(layer: Any, posterior: Any, regularizer: Any) -> _KLSource
     # `use_exact_kl` is None in ours where it takes the closed form if there is one.
     exact = regularizer.use_exact_kl in (True, None)
     weight = 1.0 if regularizer.weight is None else float(regularizer.weight)
-    own_draws = getattr(regularizer, "num_samples", None) is not None
-    return _KLSource(layer, posterior, regularizer.distribution_b, exact, weight, own_draws)
+    num = getattr(regularizer, "num_samples", None)
+    prior = regularizer.distribution_b
+    return _KLSource(layer, posterior, prior, exact, weight, num is not None, num)
 
 
 def _keras_parts(model: Any, logs: dict[str, float], source: _KLSource) -> dict[str, float]:
@@ -235,39 +237,55 @@ def _apart_nll(likelihood: Any, y: Any, source: _KLSource) -> np.ndarray:
     if distribution.dtype.is_floating:
         y = y.astype(distribution.dtype.as_numpy_dtype)
     log_prob = distribution.log_prob(y).numpy()
-    if source.num_samples is not None or _sample_ndims(source.posterior):
+    if source.has_sample_axis or _sample_ndims(source.posterior):
         log_prob = log_prob.mean(axis=0)
     return -log_prob.reshape(len(y), -1).sum(axis=1)
 
 
-def _apart_kl(source: _KLSource, prior: Any, differences: list[str]) -> np.ndarray:
-    """KL(q(z|x) || p(z)) of each example."""
+def _apart_kl(source: _KLSource, prior: Any, differences: list[str]) -> tuple[np.ndarray, float]:
+    """KL(q(z|x) || p(z)) of each example, and the error of one of them as Keras drew it apart."""
     if source.posterior is None:
         differences.append("The model has no posterior layer: there is no KL, and no ELBO.")
-        return np.zeros(1)
+        return np.zeros(1), 0.0
     if source.prior is None:
         differences.append(
             "Nothing adds a KL to the loss: it is the nll alone. Give the posterior layer "
             "activity_regularizer=tfpvae.KLDivergenceRegularizer(prior)."
         )
-    prior = source.prior if prior is None else prior
+    prior = _prior(source.prior if prior is None else prior)
     if prior is None:
-        return np.full(1, math.nan)
-    if not isinstance(prior, tfd.Distribution):
-        prior = prior(0.0) if isinstance(prior, keras.Model) else prior()
-    prior = getattr(prior, "tensor_distribution", prior)
+        return np.full(1, math.nan), 0.0
     q = source.posterior.tensor_distribution
+    closed_form = _closed_form(q, prior)
+    if source.exact and closed_form is not None:
+        return closed_form, 0.0
     draws = tf.convert_to_tensor(source.posterior)
-    if source.exact or source.own_draws:
-        q_moments, p_moments = _gaussian_moments(q), _gaussian_moments(prior)
-        if q_moments and p_moments:
-            return _gaussian_kl(q_moments, p_moments)
-        with contextlib.suppress(NotImplementedError):
-            return tfd.kl_divergence(q, prior).numpy()
     if source.own_draws:
         draws = q.sample(1000, seed=noise.as_seed(0))
     log_ratio = (q.log_prob(draws) - prior.log_prob(draws)).numpy()
-    return log_ratio.reshape(-1, log_ratio.shape[-1]).mean(axis=0)
+    log_ratio = log_ratio.reshape(-1, log_ratio.shape[-1])
+    kl = log_ratio.mean(axis=0)
+    if not source.own_draws:
+        return kl, 0.0
+    error = float(np.sqrt(log_ratio.var(axis=0).mean() / (source.num_samples or 1)))
+    return (kl if closed_form is None else closed_form), error
+
+
+def _prior(prior: Any) -> Any:
+    """The prior as a distribution of TFP's own, None if there is none."""
+    if prior is not None and not isinstance(prior, tfd.Distribution):
+        prior = prior(0.0) if isinstance(prior, keras.Model) else prior()
+    return getattr(prior, "tensor_distribution", prior)
+
+
+def _closed_form(q: Any, prior: Any) -> np.ndarray | None:
+    """KL(q || p) of each example, None if neither we nor TFP have a closed form."""
+    q_moments, p_moments = _gaussian_moments(q), _gaussian_moments(prior)
+    if q_moments and p_moments:
+        return _gaussian_kl(q_moments, p_moments)
+    with contextlib.suppress(NotImplementedError):
+        return tfd.kl_divergence(q, prior).numpy()
+    return None
 
 
 def _gaussian_moments(distribution: Any) -> tuple[np.ndarray, np.ndarray] | None:
@@ -325,6 +343,7 @@ def _explain_kl(
     weight: np.ndarray,
     source: _KLSource,
     tolerance: float,
+    noise_of_kl: float,
 ) -> None:
     """Find the factor by which the KL is off among those that are known to happen."""
     if source.posterior is None or source.layer is None:
@@ -340,10 +359,11 @@ def _explain_kl(
         1.0: "",  # Last, as a batch of one example has several equal factors.
     }
     use = " Use tfpvae.KLDivergenceRegularizer."
-    relative = 0.05 if source.own_draws else tolerance  # Monte Carlo against the closed form
+    error = max(1e-6, 5 * noise_of_kl * float(np.sqrt(np.mean(weight**2) / num_data)))
     weighted, plain = float(np.mean(weight * kl)), float(kl.mean())
     for mean, factor in itertools.product((weighted, plain), factors):
-        if math.isclose(keras_kl, source.weight * factor * mean, rel_tol=relative, abs_tol=1e-6):
+        wanted = source.weight * factor * mean
+        if math.isclose(keras_kl, wanted, rel_tol=tolerance, abs_tol=source.weight * error):
             if factors[factor]:
                 differences.append(factors[factor] + use)
             if mean != weighted:
