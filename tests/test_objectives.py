@@ -14,7 +14,16 @@ import tensorflow_probability as tfp
 import tf_keras as keras
 from scipy import special, stats
 
-from tfpvae import VAE, DistributionLayer, likelihoods, objectives, posteriors, priors, schedules
+from tfpvae import (
+    VAE,
+    DistributionLayer,
+    likelihoods,
+    noise,
+    objectives,
+    posteriors,
+    priors,
+    schedules,
+)
 
 tfd = tfp.distributions
 ELBO, IWAE, Renyi, CUBO = objectives.ELBO, objectives.IWAE, objectives.Renyi, objectives.CUBO
@@ -344,9 +353,23 @@ def test_sleep_learns_the_posterior_of_dreams():
 
     weights = np.array([0.5, 0.1])  # where no scale is so small that the quadrature misses it
     wanted = derivative(dreamed, weights)
-    vae = scalar_vae(ReweightedWakeSleep(1), np.array([*weights, WEIGHTS[2]]))
-    found = estimates(vae, num=30, size=4000)
-    assert_unbiased(found[:, :2], wanted, precision=0.05)
+    for objective in (ReweightedWakeSleep(1), ReweightedWakeSleep(5, sleep=1)):
+        vae = scalar_vae(objective, np.array([*weights, WEIGHTS[2]]))
+        found = estimates(vae, num=30, size=4000)
+        assert_unbiased(found[:, :2], wanted, precision=0.05)
+
+
+def test_the_share_of_sleep():
+    """The gradient for the posterior is `(1 - sleep) * awake + sleep * asleep`."""
+
+    def gradient(sleep):
+        with noise.fixed(0):  # The same draws for all.
+            vae = scalar_vae(ReweightedWakeSleep(20, sleep), WIDE)
+            return estimates(vae, num=1, size=50)[0, :2]
+
+    awake, mixed, asleep = map(gradient, (0.0, 0.25, 1.0))
+    np.testing.assert_allclose(mixed, 0.75 * awake + 0.25 * asleep, rtol=1e-4)
+    assert not np.allclose(awake, asleep, rtol=0.1)
 
 
 # Discrete z: every expectation is a sum over states.
@@ -632,8 +655,8 @@ def free_bits_loss(vae, x, bits):
     logs = vae.evaluate(x, batch_size=len(x), verbose=0, return_dict=True)
     q = vae.posterior(x)
     loc, scale = q.mean().numpy().astype(float), q.stddev().numpy().astype(float)
-    kl = 0.5 * (scale**2 + loc**2 - 1 - 2 * np.log(scale)).mean(axis=0)
-    return logs, kl
+    kl = 0.5 * (scale**2 + loc**2 - 1 - 2 * np.log(scale))
+    return logs, kl.mean(axis=0), kl
 
 
 def test_free_bits_are_free(x):
@@ -641,10 +664,12 @@ def test_free_bits_are_free(x):
     vae.build((None, 6))
     kernel = vae.encoder.layers[0].get_weights()[0]
     vae.encoder.layers[0].set_weights([kernel, np.float32([3.0, 0.0, 0.5, 0.5])])
-    logs, kl = free_bits_loss(vae, x, 0.0)
-    bits = float(kl.mean())  # one dimension has more, the other less
-    assert kl.min() < bits < kl.max()
-    logs, kl = free_bits_loss(vae, x, bits)
+    logs, kl, each = free_bits_loss(vae, x, 0.0)
+    above = int(np.argmax(kl))
+    bits = 0.9 * kl[above]  # one dimension has more, the other less
+    assert kl.min() < bits
+    assert each[:, above].min() < bits < each[:, above].max()  # of the mean, not of each example
+    logs, kl, _ = free_bits_loss(vae, x, bits)
     assert logs["kl"] == pytest.approx(kl.sum(), rel=1e-5)
     wanted = logs["nll"] + np.maximum(kl, bits).sum()
     assert logs["loss"] == pytest.approx(wanted, rel=1e-5)

@@ -113,7 +113,6 @@ class Draws:
     def loss(self, value: Any, coefficients: Coefficients) -> Any:
         """A loss `[B]` of this value whose gradient is minus the estimate of the coefficients."""
         model, path, score = coefficients
-        total = []
         if path is not None and path is not model:
             model = tf.maximum(model, _TINY)
             self.gate.factor = tf.stop_gradient(path / model)
