@@ -27,6 +27,7 @@ _MAX_BYTES_INFERENCE = 2**28
 _NUMBER = tf.TensorSpec([], tf.int32)
 _EAGER_CONTEXT = tf.__internal__.autograph.control_status_ctx()
 _PATIENCE_SECONDS = 2.0
+_SAME_MEMORY = ("Reshape", "EnsureShape", "Identity", "ExpandDims", "Squeeze", "StopGradient")
 
 # What speaks against XLA, by the beginnings of the operations' names. On CPUs it runs convolutions
 # and recurrent networks (loops that keep what their gradients need in lists) ten times slower than
@@ -341,6 +342,7 @@ def _bytes(graph: Any) -> int:
     """Bytes of what a graph computes for one row: its tensors of unknown length, added up.
 
     Of the functions that it calls, as the bodies of loops, one runs at a time: the largest counts.
+    XLA keeps next to nothing of what is inside a function of its own.
     """
     operations = graph.get_operations()
     shapes = [
@@ -348,6 +350,7 @@ def _bytes(graph: Any) -> int:
         for operation in operations
         for tensor in operation.outputs
         if tensor.shape.rank and not tensor.shape.is_fully_defined()
+        if operation.type not in _SAME_MEMORY
     ]
     own = sum(
         dtype.size * math.prod(size for size in shape if size is not None)
@@ -356,6 +359,7 @@ def _bytes(graph: Any) -> int:
     names = {
         value.func.name
         for operation in operations
+        if not operation.node_def.attr["_XlaMustCompile"].b
         for value in operation.node_def.attr.values()
         if value.HasField("func")
     }
