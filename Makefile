@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help demo test check format test-oldest study bench clean
+.PHONY: help demo test test-long check format test-oldest study bench clean
 .DEFAULT_GOAL := help
 
 help:  ## what can be made
@@ -19,7 +19,10 @@ demo: $(VENV)/.installed  ## train a VAE on handwritten digits; figures and the 
 	$(BIN)/python examples/mlp_vae.py --dataset digits --epochs 150 --output demo-output
 
 test: $(VENV)/.installed  ## the tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not study"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not study and not long"
+
+test-long: $(VENV)/.installed  ## the tests that take long: posteriors beside NUTS, slow distributions
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m long
 
 check: $(VENV)/.installed  ## lint, format, types
 	$(BIN)/ruff check .

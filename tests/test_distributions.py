@@ -547,7 +547,10 @@ def test_a_class_that_fails(name, rng):
     assert re.search(case.outcome, outcome), outcome
 
 
-@pytest.mark.parametrize("name", WORKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.long) if n == "BetaQuotient" else n for n in WORKS],
+)
 def test_a_class_that_works(name, tmp_path, rng, monkeypatch):
     if name == "BetaQuotient":  # Its series takes seconds where it runs term by term.
         by_terms = tf.function(hypergeometric._hyp2f1_internal, autograph=False)

@@ -398,8 +398,9 @@ def logs_of_seeds(num=40, **kwargs):
     return np.array([history[name] for name in ("loss", "nll", "kl")])
 
 
-@pytest.mark.parametrize("make", {type(make()): make for make, _ in OBJECTIVES.values()}.values())
-def test_draws_by_xla_have_the_same_distribution(make):
+@pytest.mark.parametrize("objective", ["ELBO by Monte Carlo", "IWAE"])
+def test_draws_by_xla_have_the_same_distribution(objective):
+    make, _ = OBJECTIVES[objective]
     plain = logs_of_seeds(objective=make())
     xla = logs_of_seeds(objective=make(), jit_compile=True)
     error = np.sqrt((plain.var(axis=1) + xla.var(axis=1)) / plain.shape[1])
@@ -848,6 +849,7 @@ def counts_posterior(cls=VAE, **kwargs):
         posterior=DistributionLayer("NegativeBinomial", K),
         prior=priors.Prior("NegativeBinomial", K, total_count=1.0, logits=0.0),
         optimizer=keras.optimizers.SGD(0.01),
+        objective=objectives.ELBO(num_samples=2, estimator="score_function"),
         **kwargs,
     )
 

@@ -280,7 +280,7 @@ def test_all_methods_take_missing_values(vae, x):
         (vae.reconstruct(x, seed=0), (N, D)),
         (vae.predict(x, verbose=0), (N, D)),
         (vae.predict_distribution(x).log_prob(x).numpy(), (N,)),
-        (np.array(vae.evaluate(x, verbose=0)), (3,)),
+        (np.array(vae.evaluate(x, verbose=0)), (4,)),
         (vae.impute(x, 10, seed=0), (N, D)),
         (vae.impute(x, 10, num_draws=2, seed=0), (2, N, D)),
     ]:

@@ -1,5 +1,3 @@
-import doctest
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -36,12 +34,6 @@ TABLE = {
 @pytest.fixture(params=TABLE.values(), ids=TABLE)
 def case(request):
     return request.param
-
-
-def test_docstring_examples():
-    failed, attempted = doctest.testmod(networks)
-    assert attempted
-    assert not failed
 
 
 def test_shapes_and_number_of_weights(case):

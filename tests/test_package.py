@@ -57,7 +57,7 @@ ALLOWED = {
     "estimators": {"checks", "likelihoods", "posteriors", "priors", "regression"},
     "arviz_export": {"checks", "likelihoods", "noise"},
     "weights": {"blocks", "checks", "noise", "posteriors", "priors", "regularizers"},
-    "evaluation": {"checks", "noise", "objectives", "training"},
+    "evaluation": {"checks", "noise", "objectives", "schedules", "training"},
     "marginal_likelihood": {"blocks", "checks", "noise"},
     "local_inference": {"blocks", "checks", "execution", "inputs", "models", "noise"},
     "diagnostics": {
@@ -92,6 +92,7 @@ ALLOWED = {
         "objectives",
         "priors",
         "regularizers",
+        "schedules",
         "training",
     },
 }

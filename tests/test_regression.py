@@ -216,6 +216,7 @@ def correlated():
     return x, (rng.random(400) < special.expit(logits)).astype(int)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("data", [breast_cancer, correlated])
 def test_logistic_regression_has_the_posterior_of_nuts(data):
     x, y = data()
@@ -260,6 +261,7 @@ def softmax(wine):
     return softmax_model(*wine)
 
 
+@pytest.mark.long
 def test_softmax_regression_predicts_as_nuts(wine, softmax):
     x, y = wine
     design = with_ones(x)

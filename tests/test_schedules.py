@@ -99,8 +99,8 @@ def test_config_round_trip():
 
 
 @ignore_weight
-@pytest.mark.parametrize("rate", [1.0, 4.0])
-def test_target_rate_is_reached(rate, x):
+def test_target_rate_is_reached(x):
+    rate = 4.0
     vae = build(schedules.TargetRate(rate, learning_rate=0.02))
     history = vae.fit(x, batch_size=32, epochs=400, verbose=0).history
     assert np.mean(history["kl"][-50:]) == pytest.approx(rate, rel=0.03)

@@ -11,7 +11,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras as keras
 
-from tfpvae import checks, noise, objectives, training
+from tfpvae import checks, noise, objectives, schedules, training
 
 tfd, tfpl = tfp.distributions, tfp.layers
 
@@ -193,7 +193,7 @@ def _kl_source(model: Any, caught: list[tuple[Any, Any]]) -> _KLSource:
     if isinstance(model, training.ProbabilisticModel):
         exact = model.objective.use_exact_kl is not False
         posterior = caught[0][1]
-        weight = float(objectives.current_value(model.objective.kl_weight))
+        weight = float(schedules.value_of(model.objective.kl_weight))
         num = model.objective.num_samples
         own_draws = num is not None
         return _KLSource(model, posterior, model.prior, exact, weight, own_draws, num, own_draws)

@@ -22,6 +22,7 @@ from tfpvae import (
     objectives,
     priors,
     regularizers,
+    schedules,
     training,
 )
 
@@ -405,7 +406,7 @@ class VAE(training.ProbabilisticModel):
 
     def check_trained(self) -> None:
         """Warn if the weight of the KL has not come to 1."""
-        weight = float(objectives.current_value(self.objective.kl_weight))
+        weight = float(schedules.value_of(self.objective.kl_weight))
         if weight == 1.0:
             return
         remaining = self.objective.schedule and self.objective.schedule.remaining()

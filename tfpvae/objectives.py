@@ -26,7 +26,10 @@ _MISLED = ": few draws give an estimate that is lowest for a posterior that miss
 
 
 class Gate:
-    """Passes z on, and its gradient times a factor that is known only once z has been scored.
+    r"""Passes z on, and its gradient times a factor that is known only once z has been scored.
+
+    $$ \mathrm{gate}(z_s) = z_s, \qquad
+       \frac{\partial\, \mathrm{gate}(z_s)}{\partial z_s} = c_s $$
 
     Estimators weight what reaches the posterior through z differently from what reaches the model.
     This way one backward pass does both.
@@ -64,13 +67,18 @@ class Gate:
 class Coefficients(NamedTuple):
     r"""What each draw counts for in the estimate of a gradient; tensors `[S, B]`.
 
-    The estimate of the gradient to climb is, for the weights of the model (prior and decoder) and
-    of the posterior (encoder),
+    The gradients to climb are, for the weights theta of the model (prior and decoder) and phi of
+    the posterior (encoder),
 
-    $$ \\sum_s m_s\\, \\partial_\\theta \\log p(x, z_s), \\qquad
-       \\sum_s \\Bigl( a_s\\, \\frac{\\partial \\log w_s}{\\partial z_s}
-       \\frac{\\partial z_s}{\\partial \\phi}
-       + b_s\\, \\partial_\\phi \\log q_\\phi(z \\mid x) \\big|_{z = z_s} \\Bigr) $$
+    $$ \sum_s m_s\, \partial_\theta \log p(x, z_s), \qquad
+       \sum_s \Bigl( a_s\, \frac{\partial \log w_s}{\partial z_s}
+       \frac{\partial z_s}{\partial \phi}
+       + b_s\, \partial_\phi \log q_\phi(z \mid x) \big|_{z = z_s} \Bigr) $$
+
+    Example:
+      >>> v = tf.nn.softmax([[0.0], [1.0]], axis=0)
+      >>> Coefficients(v, path=v**2).score is None  # IWAE, doubly reparameterized
+      True
     """
 
     model: Any  # m
@@ -80,7 +88,9 @@ class Coefficients(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """Draws of z from the posteriors of a batch, and the densities that objectives are made of.
+    r"""Draws of z from the posteriors of a batch, and the densities that objectives are made of.
+
+    $$ \log w_s = \log p(x \mid z_s) + w\, (\log p(z_s) - \log q(z_s \mid x)) $$
 
     Args:
       posterior: q(z|x), a distribution with batch shape `[B]`.
@@ -92,7 +102,15 @@ class Draws:
       kl_by_dimension: a function that returns the KL of each latent dimension, `[B, D]`.
       dream: a function that draws (x, z) from the model and returns log q(z|x), `[B]`; None in
         evaluation.
-      kl_weight: the factor of log p(z) - log q(z|x) in the log weights.
+      kl_weight: the factor w in the log weights.
+
+    Example:
+      >>> from tfpvae import posteriors
+      >>> q, p = posteriors.DiagonalNormal(1)(tf.zeros([1, 2])), tfd.Normal([0.0], 1.0)
+      >>> prior, gate = tfd.Independent(p, 1), Gate()
+      >>> draws = Draws(q, prior, gate(q.sample(3)), gate, tf.zeros([3, 1]), tf.zeros([1]))
+      >>> draws.log_weights.shape
+      TensorShape([3, 1])
     """
 
     posterior: Any
@@ -101,8 +119,8 @@ class Draws:
     gate: Gate
     log_likelihood: Any
     kl: Any
-    kl_by_dimension: Callable[[], Any]
-    dream: Callable[[], Any] | None
+    kl_by_dimension: Callable[[], Any] | None = None
+    dream: Callable[[], Any] | None = None
     kl_weight: Any = 1.0
 
     @property
@@ -123,7 +141,7 @@ class Draws:
         if score is not None:
             fixed = tf.stop_gradient(self.z)
             total += tf.stop_gradient(score) * self.posterior.log_prob(fixed)
-        return with_gradient_of(value, -tf.reduce_sum(total, axis=0))
+        return _with_gradient_of(value, -tf.reduce_sum(total, axis=0))
 
     @property
     def _log_joint(self) -> Any:
@@ -374,7 +392,7 @@ class ELBO(Objective):
     def __call__(self, draws: Draws) -> tuple[Any, dict[str, Any]]:
         """The loss of each example, `[B]`, and the weight of the KL."""
         nll = -tf.reduce_mean(draws.log_likelihood, axis=0)
-        weight = tf.cast(current_value(self.kl_weight), nll.dtype)
+        weight = tf.cast(schedules.value_of(self.kl_weight), nll.dtype)
         loss = nll + weight * (self._kl_beyond_free_bits(draws) if self.free_bits else draws.kl)
         if not self.is_plain:
             draws = dataclasses.replace(draws, kl_weight=weight)
@@ -415,6 +433,7 @@ class ELBO(Objective):
 
     def _kl_beyond_free_bits(self, draws: Draws) -> Any:
         """`[B]`: its mean over the batch is sum_d max(free_bits, mean_b KL_bd)."""
+        assert draws.kl_by_dimension is not None
         kl = draws.kl_by_dimension()
         paid = tf.reduce_mean(kl, axis=0) > self.free_bits
         return tf.reduce_sum(tf.where(paid, kl, tf.cast(self.free_bits, kl.dtype)), axis=1)
@@ -799,7 +818,7 @@ class ReweightedWakeSleep(Objective):
         bound, v = self.bound(log_weights), tf.nn.softmax(log_weights, axis=0)
         loss = draws.loss(-bound, Coefficients(v, score=(1.0 - self.sleep) * v))
         if self.sleep and draws.dream is not None:
-            loss = with_gradient_of(loss, -self.sleep * draws.dream(), keep=True)
+            loss = _with_gradient_of(loss, -self.sleep * draws.dream(), keep=True)
         return loss, {"forward_kl": tf.reduce_sum(v * log_weights, axis=0) - bound}
 
     def get_config(self) -> dict[str, Any]:
@@ -868,15 +887,10 @@ def leave_one_out(bound: Callable[[Any], Any], log_weights: Any) -> Any:
     return bound(log_weights) - bound(replaced)
 
 
-def with_gradient_of(value: Any, source: Any, keep: bool = False) -> Any:
+def _with_gradient_of(value: Any, source: Any, keep: bool = False) -> Any:
     """The value, with the gradient of another tensor, or with `keep` with the sum of both."""
     value = value if keep else tf.stop_gradient(value)
     return value + (source - tf.stop_gradient(source))
-
-
-def current_value(kl_weight: Any) -> Any:
-    """A weight of the KL as it is now: of a schedule, a variable or a number."""
-    return kl_weight.value() if isinstance(kl_weight, schedules.Schedule) else kl_weight
 
 
 def _derivative(function: Callable[[Any], Any], argument: Any) -> Any:

@@ -201,6 +201,11 @@ class TargetRate(Schedule):
         return super().get_config() | own
 
 
+def value_of(kl_weight: Any) -> Any:
+    """A weight of the KL as it is now: of a schedule, a variable or a number."""
+    return kl_weight.value() if isinstance(kl_weight, Schedule) else kl_weight
+
+
 def _share(argument: str, value: Any) -> float:
     return checks.number(argument, value, "a number from 0 to 1", lambda v: 0.0 <= v <= 1.0)
 
