@@ -1,20 +1,12 @@
 """What all tests share."""
 
-import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 import pytest
-import tensorflow_probability  # noqa: F401
 import tf_keras as keras
-
-# What the libraries are made of stays to the end: to look for garbage in it takes an eighth of all
-# the time.
-gc.collect()
-gc.freeze()
-gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture(autouse=True)

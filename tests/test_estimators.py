@@ -44,6 +44,7 @@ checks = parametrize_with_checks([BayesianClassifier(**QUICK), BayesianRegressor
 @quiet
 @pytest.mark.usefixtures("untraced")
 # A list, for the generator of older versions is none of pytest's collections.
+@pytest.mark.long
 @pytest.mark.parametrize(checks.args[0], [*checks.args[1]], ids=checks.kwargs["ids"])
 def test_scikit_learns_checks(estimator, check):
     check(estimator)

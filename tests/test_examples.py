@@ -80,6 +80,7 @@ def test_imputing_example(run, tmp_path, capsys):
     assert isinstance(keras.models.load_model(tmp_path / "made" / "model.keras"), keras.Model)
 
 
+@pytest.mark.long
 def test_diagnosing_example(run, tmp_path, capsys):
     run("diagnose", "--epochs", 2, "--num-samples", 25, "--num-local", 2, "--output", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["diagnose.png"]
@@ -108,6 +109,7 @@ REGRESSIONS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", REGRESSIONS)
 def test_regression_examples(name, run, tmp_path, capsys):
     run(name, "--steps", 20, "--folds", 2, "--output", tmp_path)
@@ -122,6 +124,7 @@ def test_regression_examples(name, run, tmp_path, capsys):
         assert -0.2 < float(log_score) < -0.03  # of guessing by the classes' shares -0.66 and -1.09
 
 
+@pytest.mark.long
 def test_count_example_brings_densities_to_one_scale(run, tmp_path, capsys):
     run("count_vae", "--epochs", 1, "--num-samples", 2, "--output", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["count_vae.png"]
@@ -182,6 +185,7 @@ def test_convolutional_example_has_the_tutorials_networks(run, monkeypatch):
     assert sum(np.prod(weight.shape) for weight in vae.trainable_weights) == 134_165
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("default")  # A warning of stock code would hide its error.
 def test_ours_reads_one_where_stock_layers_are_wrong():
     """Also: stock layers are still wrong. If that changes, the README has to."""
@@ -205,7 +209,14 @@ def test_ours_reads_one_where_stock_layers_are_wrong():
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+LONG_PAGES = [page for page in PAGES if page.stem in ("regression", "networks")]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.long) if page in LONG_PAGES else page for page in PAGES],
+    ids=lambda page: page.stem,
+)
 def test_code_on_the_page_runs(page, tmp_path, monkeypatch):
     """The blocks of one page run in their order, in one namespace."""
     monkeypatch.chdir(tmp_path)

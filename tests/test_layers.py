@@ -818,6 +818,7 @@ def model_with(block, rng):
     return keras.Model(inputs, layer(keras.layers.Dense(layer.params_size)(inputs)))
 
 
+@pytest.mark.long
 def test_every_block_survives_safe_saving_into_a_new_process(tmp_path, rng):
     """A model in a file, for each prior and for one block of each kind; the others by themselves.
 

@@ -247,6 +247,7 @@ def saved_step(folder):
     return json.loads((folder / NAME / f"seed-{SEED}" / "progress.json").read_text())["step"]
 
 
+@pytest.mark.long
 def test_killed_and_interrupted_it_goes_on_to_the_same_weights(
     report, trained, tmp_path, monkeypatch, capsys
 ):
