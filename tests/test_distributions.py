@@ -19,6 +19,8 @@ from tensorflow_probability.python.math import hypergeometric
 
 from tfpvae import DistributionLayer
 
+pytestmark = pytest.mark.long  # The quick contract of all blocks is in test_layers.py.
+
 tfb, tfd = tfp.bijectors, tfp.distributions
 
 PAGE = Path(__file__).parents[1] / "docs" / "distributions.md"
@@ -547,10 +549,7 @@ def test_a_class_that_fails(name, rng):
     assert re.search(case.outcome, outcome), outcome
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.long) if n == "BetaQuotient" else n for n in WORKS],
-)
+@pytest.mark.parametrize("name", WORKS)
 def test_a_class_that_works(name, tmp_path, rng, monkeypatch):
     if name == "BetaQuotient":  # Its series takes seconds where it runs term by term.
         by_terms = tf.function(hypergeometric._hyp2f1_internal, autograph=False)
