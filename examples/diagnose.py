@@ -50,7 +50,7 @@ def main() -> None:
         raise SystemExit(str(error)) from None
     vae = build(options.seed)
     vae.compile(keras.optimizers.Adam(1e-3))
-    vae.fit(data.x_train, epochs=options.epochs, batch_size=options.batch_size, verbose=0)
+    vae.fit(data.x_train, epochs=options.epochs, batch_size=options.batch_size)
     found = diagnose(
         vae,
         data.x_test,

@@ -404,7 +404,7 @@ def diagnose(
     Args:
       vae: a `VAE` whose encoder ends in a block, such that its draws are reparameterized.
       x: data `[N, *event_shape]`, best of a test set.
-      num_samples: draws of z for each example.
+      num_samples: draws of z for each example, at least 21.
       num_local: for how many examples, chosen by the seed, the gap is split.
       posterior: another posterior block, the gap of which to show beside that of the encoder's:
         `posteriors.FullRankNormal(D)`.
@@ -432,6 +432,7 @@ def diagnose(
     """
     num_samples = checks.positive_integer("num_samples", num_samples)
     num_local = checks.positive_integer("num_local", num_local)
+    marginal_likelihood.check_tail(num_samples)  # Now, and not when the report is printed.
     seed = vae.noise.next() if seed is None else noise.as_seed(seed)
     x = checks.as_array("x", x)
     seeds = [tf.random.fold_in(seed, i) for i in range(6)]

@@ -359,8 +359,7 @@ def local_posterior(
         checks.positive_integer(name, value)
     num_samples = checks.positive_integer("num_samples", num_samples)
     for name, number in (("tolerance", tolerance), ("learning_rate", learning_rate)):
-        if not 0.0 < number < math.inf:
-            raise ValueError(f"{name}: got {number!r}, wanted a positive number")
+        checks.number(name, number, "a positive number", lambda value: 0.0 < value < math.inf)
     seed = vae.noise.next() if seed is None else noise.as_seed(seed)
     rows, block, start = _start(vae, x, posterior)
     climber = _Climber(vae, block, tolerance, max_steps, learning_rate)

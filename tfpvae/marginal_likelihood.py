@@ -23,6 +23,9 @@ METHODS = {"importance": 5000, "ais": 16}
 #: The k-hat from which neither the estimate nor its standard error can be trusted.
 K_HAT_LIMIT = 0.7
 
+# The fewest weights that ArviZ fits a tail to.
+_MIN_TAIL = 5
+
 _INSTALL_ARVIZ = "k_hat: needs ArviZ: pip install 'tfpvae[arviz]'"
 _PROPOSALS = ("posterior", "prior")
 
@@ -96,12 +99,7 @@ class MarginalLikelihood:
           ImportError: without ArviZ.
           ValueError: for fewer draws than the fit needs, 21.
         """
-        tail = self.largest_log_weights.shape[1] - 1
-        if tail < 5:
-            raise ValueError(
-                f"num_samples: got {self.num_samples}, wanted at least 21 for k_hat, which fits "
-                "the fifth of the weights that are largest"
-            )
+        check_tail(self.num_samples)
         return _pareto_shapes(self.largest_log_weights)
 
     @property
@@ -321,8 +319,7 @@ def bidirectional_monte_carlo(
     if num_data < 2:
         raise ValueError("num_data: got 1, wanted at least 2: the errors are of their spread")
     num_samples = checks.positive_integer("num_samples", num_samples)
-    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance > 0:
-        raise ValueError(f"tolerance: got {tolerance!r}, wanted a positive number of nats")
+    tolerance = checks.number("tolerance", tolerance, "a positive number of nats", _is_positive)
     annealing = _annealing(options)
     _unconstraining(vae)
     z_shape = vae.prior.event_shape
@@ -368,6 +365,19 @@ def tail_length(num_samples: int) -> int:
       213
     """
     return math.ceil(min(num_samples / 5, 3 * math.sqrt(num_samples)))
+
+
+def check_tail(num_samples: int) -> None:
+    """Raise ValueError if there are too few draws for a k-hat."""
+    if tail_length(num_samples) < _MIN_TAIL:
+        raise ValueError(
+            f"num_samples: got {num_samples}, wanted at least {5 * _MIN_TAIL - 4} for k_hat, which "
+            "fits the fifth of the weights that are largest"
+        )
+
+
+def _is_positive(number: float) -> bool:
+    return 0.0 < number < math.inf
 
 
 def reduced(log_weights: Any, tail: int) -> Any:

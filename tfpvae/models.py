@@ -100,12 +100,8 @@ class VAE(training.ProbabilisticModel):
         if not isinstance(prior, priors.Prior):
             raise TypeError(f"prior: got {prior!r}, wanted a block of tfpvae.priors")
         self.prior, self.encoder, self.decoder = prior, encoder, decoder
+        _refuse_kl(encoder)
         posterior = _last_layer(encoder)
-        if getattr(posterior, "activity_regularizer", None) is not None:
-            raise ValueError(
-                f"encoder: its posterior {posterior.name!r} has an activity_regularizer, wanted "
-                "none: VAE adds the KL to the loss itself, so it would count twice"
-            )
         if isinstance(posterior, blocks.Block):
             _check_sizes(prior.event_shape, posterior.event_shape)
         self.objective: objectives.Objective = objectives.ELBO()
@@ -140,8 +136,8 @@ class VAE(training.ProbabilisticModel):
                 f"objective: got {objective!r}, wanted one of tfpvae.objectives, as "
                 "objectives.IWAE(num_samples=5)"
             )
+        _refuse_kl(self.encoder)  # Its layers may have changed.
         posterior = _last_layer(self.encoder)
-        _refuse_kl(self.encoder, posterior)
         if isinstance(posterior, blocks.Block):
             objective.check(posterior)
         self.objective = objective
@@ -719,14 +715,14 @@ def _draws_of_pieces(packed: np.ndarray, num_draws: int) -> np.ndarray:
     return np.take_along_axis(pieces, best[None, ..., None], axis=0)[0, ..., 1:]
 
 
-def _refuse_kl(encoder: Any, posterior: Any) -> None:
+def _refuse_kl(encoder: Any) -> None:
     """Raise ValueError if a layer adds the KL that the model's objective adds already."""
-    for layer in (posterior, *encoder.submodules):
+    for layer in (encoder, *encoder.submodules):
         regularizer = getattr(layer, "activity_regularizer", None)
         if isinstance(layer, tfp.layers.DistributionLambda) and regularizer is not None:
             raise ValueError(
-                f"encoder: its layer {layer.name!r} has an activity_regularizer, wanted none: VAE "
-                "adds the KL to the loss itself, so it would count twice"
+                f"encoder: its posterior {layer.name!r} has an activity_regularizer, wanted none: "
+                "VAE adds the KL to the loss itself, so it would count twice"
             )
         if isinstance(layer, tfp.layers.KLDivergenceAddLoss):
             raise ValueError(
