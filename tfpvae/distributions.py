@@ -62,8 +62,7 @@ class Bernoulli(tfp.distributions.Bernoulli):
 
     $$ \log p(x) = t\, x - \operatorname{softplus}(t) $$
 
-    That is most of what scoring an image costs beside its matrix products. Right to float32's
-    rounding of t; the logits have to be finite.
+    It is right to float32's rounding of t; the logits have to be finite.
 
     Example:
       >>> Bernoulli(logits=[0.0, 100.0]).log_prob([1, 1]).numpy().round(3)  # log(1/2), log(1)
