@@ -283,16 +283,20 @@ def source(distribution: Any) -> Any:
     return getattr(inner, "_tfpvae_source", None)
 
 
-def detached(distribution: Any) -> Any:
-    """The same distribution with parameters that pass no gradient on."""
-    made_by = source(distribution)
-    if made_by is None:
-        raise TypeError(
-            f"encoder: got one that ends in a {type(distribution).__name__}, wanted a block of "
-            "tfpvae.posteriors, which this estimator of the gradient needs"
-        )
-    layer, params = made_by
-    return layer.new(tf.stop_gradient(params))
+def log_prob_through(distribution: Any, z: Any) -> Any:
+    r"""The log_prob of z with the gradient through z alone, not through the parameters.
+
+    $$ \log q_{\bar\phi}(z), \qquad \bar\phi \text{ held fixed} $$
+
+    It holds all of them fixed, also the weights of networks inside the distribution.
+    """
+    fixed = tf.stop_gradient(z)
+    with tf.GradientTape() as tape:
+        tape.watch(fixed)
+        log_prob = distribution.log_prob(fixed)
+    slope = tf.stop_gradient(tape.gradient(log_prob, fixed))
+    events = range(log_prob.shape.rank, z.shape.rank)
+    return tf.stop_gradient(log_prob) + tf.reduce_sum(slope * (z - fixed), axis=[*events])
 
 
 def rebatch(distribution: Any, batch_shape: Any, batch_ndims: int) -> Any:

@@ -100,6 +100,7 @@ class VAE(training.ProbabilisticModel):
         if not isinstance(prior, priors.Prior):
             raise TypeError(f"prior: got {prior!r}, wanted a block of tfpvae.priors")
         self.prior, self.encoder, self.decoder = prior, encoder, decoder
+        prior.attach(encoder)
         _refuse_kl(encoder)
         posterior = _last_layer(encoder)
         if isinstance(posterior, blocks.Block):
@@ -380,10 +381,12 @@ class VAE(training.ProbabilisticModel):
         elif z.shape.rank == 1 + len(self.prior.event_shape) and not objective.is_plain:
             z = z[tf.newaxis]
         gate = objectives.Gate(objective.uses_path)
-        z = z if objective.is_plain else gate(z)
+        # Where nothing is to be weighted z stays the tensor that it is: the bijectors of flows know
+        # the draws that they made, and need not invert themselves to score them.
+        z = z if objective.estimator == "reparameterized" else gate(z)
         p = self._decode(z, training)
         log_likelihood = losses.log_likelihood(y, p)
-        kl = self._regularizer.divergence(q, None if objective.num_samples is None else z)
+        kl, kl_by_layer = self._divergence(q, None if objective.num_samples is None else z)
         draws = objectives.Draws(
             posterior=q,
             prior=self.prior(),
@@ -391,6 +394,7 @@ class VAE(training.ProbabilisticModel):
             gate=gate,
             log_likelihood=log_likelihood,
             kl=kl,
+            kl_by_layer=kl_by_layer,
             kl_by_dimension=lambda: self._regularizer.divergence_by_dimension(q),
             dream=(lambda: self._dream(x, y, training)) if training else None,
         )
@@ -398,7 +402,11 @@ class VAE(training.ProbabilisticModel):
         if training:
             objective.advance(kl)
         nll = -tf.reduce_mean(log_likelihood, axis=0)
-        return loss, {"elbo": -(nll + kl), "nll": nll, "kl": kl, **reported}, p
+        return loss, {"elbo": -(nll + kl), "nll": nll, "kl": kl, **kl_by_layer, **reported}, p
+
+    def _divergence(self, q: Any, z: Any) -> tuple[Any, dict[str, Any]]:
+        """KL(q(z|x) || p(z)) of each example, and its parts by name, if z has layers."""
+        return self._regularizer.divergence(q, z), {}
 
     def check_trained(self) -> None:
         """Warn if the weight of the KL has not come to 1."""

@@ -99,6 +99,7 @@ class Draws:
       gate: what they went through.
       log_likelihood: log p(x|z), `[S, B]`.
       kl: KL(q(z|x) || p(z)), `[B]`: in closed form, or from these draws.
+      kl_by_layer: the parts of the KL by name, each `[B]`, where z has several layers.
       kl_by_dimension: a function that returns the KL of each latent dimension, `[B, D]`.
       dream: a function that draws (x, z) from the model and returns log q(z|x), `[B]`; None in
         evaluation.
@@ -119,6 +120,7 @@ class Draws:
     gate: Gate
     log_likelihood: Any
     kl: Any
+    kl_by_layer: dict[str, Any] = dataclasses.field(default_factory=dict)
     kl_by_dimension: Callable[[], Any] | None = None
     dream: Callable[[], Any] | None = None
     kl_weight: Any = 1.0
@@ -136,7 +138,7 @@ class Draws:
             self.gate.factor = tf.stop_gradient(path / model)
         joint = self._log_joint
         if path is not None:
-            joint -= self.kl_weight * blocks.detached(self.posterior).log_prob(self.z)
+            joint -= self.kl_weight * blocks.log_prob_through(self.posterior, self.z)
         total = tf.stop_gradient(model) * joint
         if score is not None:
             fixed = tf.stop_gradient(self.z)

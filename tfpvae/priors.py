@@ -62,6 +62,9 @@ class Prior(layers.DistributionLayer):
         """The distribution p(z); `inputs` are not used."""
         return self._distribution(inputs)
 
+    def attach(self, encoder: Any) -> None:
+        """Take note of the encoder of the model whose prior this is."""
+
     def repeated(self, num: int) -> Any:
         """The distribution of `num` independent numbers of which this is the prior of each.
 

@@ -298,8 +298,8 @@ class BayesianRegression(training.ProbabilisticModel):
         Landing", 2017); that of the closed form does not, because the likelihood's noise stays.
         """
         kl = self._regularizer.divergence(q, w)
-        frozen = self._posterior_distribution(tf.stop_gradient(self.unconstrained))
-        path = tf.reduce_mean(frozen.log_prob(w) - self._prior_distribution().log_prob(w))
+        log_q = blocks.log_prob_through(q, w)
+        path = tf.reduce_mean(log_q - self._prior_distribution().log_prob(w))
         return tf.stop_gradient(kl - path) + path
 
     def total_loss(self, losses: Any, terms: Any, weight: Any) -> Any:
