@@ -42,13 +42,27 @@ def test_linear():
     )
 
 
+def test_exponential():
+    wanted = 2.0 * 0.05 ** (np.minimum(np.arange(6), 4) / 4)
+    assert values(schedules.Exponential(2.0, 0.1, 4), 6) == pytest.approx(list(wanted), rel=1e-5)
+    assert values(schedules.Exponential(0.1, 1.0, 3), 5)[3:] == pytest.approx([1.0, 1.0])
+    assert schedules.Exponential(2.0, 0.1, 4).remaining() is None
+
+
 def test_cyclical():
     wanted = [0, 0.25, 0.5, 0.75, 1, 0, 0.25, 0.5, 0.75, 1, 1, 1, 1]
     assert values(schedules.Cyclical(5, num_cycles=2, ramp=0.8), 13) == pytest.approx(wanted)
     assert values(schedules.Cyclical(2, num_cycles=1, ramp=0.0), 3) == [0, 1, 1]
 
 
-@pytest.mark.parametrize("make", [lambda: schedules.Linear(5), lambda: schedules.Cyclical(5, 3)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: schedules.Linear(5),
+        lambda: schedules.Cyclical(5, 3),
+        lambda: schedules.Exponential(0.25, 1.0, 4),
+    ],
+)
 def test_remaining_steps_lead_to_one(make):
     schedule = make()
     values(schedule, 2)
@@ -91,6 +105,7 @@ def test_config_round_trip():
         schedules.Linear(4, 0.2),
         schedules.Cyclical(5, 2, 0.8),
         schedules.TargetRate(3.0, 0.5, 0.1),
+        schedules.Exponential(1.0, 0.5, 9),
     ):
         config = json.loads(json.dumps(schedule.get_config()))
         again = type(schedule).from_config(config)
@@ -104,6 +119,12 @@ def test_target_rate_is_reached(x):
     vae = build(schedules.TargetRate(rate, learning_rate=0.02))
     history = vae.fit(x, batch_size=32, epochs=400, verbose=0).history
     assert np.mean(history["kl"][-50:]) == pytest.approx(rate, rel=0.03)
+
+
+def test_target_rate_moves_by_a_factor_of_e_to_the_learning_rate_at_most():
+    schedule = schedules.TargetRate(1.0, learning_rate=0.1)
+    schedule.advance(kl=np.float32(1e6))
+    assert float(schedule.value()) == pytest.approx(np.exp(0.1))
 
 
 @pytest.mark.parametrize(
