@@ -12,6 +12,7 @@ import importlib
 from typing import Any
 
 from tfpvae import (
+    flows,
     likelihoods,
     losses,
     networks,
@@ -35,6 +36,9 @@ _MODULES = (
     "diagnostics",
     "estimators",
     "evaluation",
+    "family",
+    "hierarchical",
+    "latent_space",
     "local_inference",
     "marginal_likelihood",
     "models",
@@ -44,6 +48,7 @@ _MODULES = (
     "training",
 )
 _NAMES = {
+    "HierarchicalVAE": "hierarchical",
     "VAE": "models",
     "BayesianRegression": "regression",
     "LocalVAE": "local_inference",
@@ -56,6 +61,7 @@ __all__ = [
     "VAE",
     "BayesianRegression",
     "DistributionLayer",
+    "HierarchicalVAE",
     "KLDivergenceRegularizer",
     "LocalVAE",
     "check_elbo",
@@ -63,6 +69,10 @@ __all__ = [
     "diagnose",
     "diagnostics",
     "evaluation",
+    "family",
+    "flows",
+    "hierarchical",
+    "latent_space",
     "likelihoods",
     "local_inference",
     "local_posterior",

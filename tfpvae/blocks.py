@@ -274,7 +274,11 @@ def _deserialized(config: Any) -> Any:
 
 def independent(distribution: Any, ndims: int, **kwargs: Any) -> Any:
     """The distribution with its last `ndims` batch axes as axes of the event."""
-    return tfd.Independent(distribution, ndims, **kwargs) if ndims > 0 else distribution
+    if ndims <= 0:
+        return distribution
+    if hasattr(distribution, "independent"):  # A relaxation keeps what its draws were made from.
+        return distribution.independent(ndims, **kwargs)
+    return tfd.Independent(distribution, ndims, **kwargs)
 
 
 def source(distribution: Any) -> Any:
@@ -314,6 +318,12 @@ def rebatch(distribution: Any, batch_shape: Any, batch_ndims: int) -> Any:
     reshaped = tf.reshape(params, tf.concat([batch_shape, tf.shape(params)[1:]], 0))
     reshaped.set_shape([None] * batch_ndims + params.shape[1:])
     return layer(reshaped)
+
+
+def repeated(distribution: Any, num: Any) -> Any:
+    """A layer's distribution of batch shape `[S, 1]` as that of shape `[S, num]`."""
+    layer, params = source(distribution)
+    return layer(tf.repeat(params, num, axis=1))
 
 
 class Conversion:

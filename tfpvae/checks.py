@@ -42,6 +42,11 @@ def number(argument: str, value: Any, wanted: str, allowed: Callable[[float], bo
     return float(value)
 
 
+def positive_number(argument: str, value: Any) -> float:
+    """The value as a float; TypeError or ValueError unless it is finite and positive."""
+    return number(argument, value, "a positive number", lambda given: 0.0 < given < math.inf)
+
+
 def as_array(argument: str, values: Any) -> np.ndarray:
     """Numbers as an array, with at least one row.
 

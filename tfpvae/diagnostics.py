@@ -148,8 +148,8 @@ def latents(vae: Any, x: Any, seed: Any = None, verbose: Any = "auto") -> Latent
     # Where units are independent a priori, their KLs add up to no more than that of all.
     most = float(np.clip(upper[0], max(kl - math.log(num), 0.0), kl))
     least = float(np.clip(max(lower[0], lower[1:].sum()), 0.0, most))
-    activity = _activity(q, tf.random.fold_in(seed, 1))
-    return Latents(activity, kl_by_unit, by_unit, kl, kl - most, most, least, num)
+    unit_activity = activity(q, tf.random.fold_in(seed, 1))
+    return Latents(unit_activity, kl_by_unit, by_unit, kl, kl - most, most, least, num)
 
 
 def _controlled(values: np.ndarray, control: np.ndarray) -> np.ndarray:
@@ -159,8 +159,26 @@ def _controlled(values: np.ndarray, control: np.ndarray) -> np.ndarray:
     return values - slope[:, None] * control
 
 
-def _activity(q: Any, seed: Any) -> np.ndarray:
-    """The variance over the examples of the mean of each unit."""
+def activity(q: Any, seed: Any = 0) -> np.ndarray:
+    r"""The variance over the examples of the posterior mean of each unit.
+
+    $$ A_d = \mathrm{Var}_x\bigl(\mathbb E_{q(z \mid x)}[z_d]\bigr) $$
+
+    Args:
+      q: the posteriors q(z|x) of the examples, with batch shape `[N]`.
+      seed: of 64 draws for each, where TFP does not know the mean; an integer or an int tensor.
+
+    Returns:
+      An array `[D]`. What the noise of the draws adds is taken off, on average.
+
+    Example:
+      >>> q = tfd.Independent(tfd.Normal([[0.0], [2.0]], 1.0), 1)
+      >>> activity(q)
+      array([1.], dtype=float32)
+
+    Source: Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders", 2015.
+    """
+    seed = noise.as_seed(seed)
     with contextlib.suppress(NotImplementedError):
         return _flat(q.mean(), 1).var(axis=0)
     z = _flat(q.sample(_MEAN_DRAWS, seed=seed), 1).reshape(_MEAN_DRAWS, q.batch_shape[0], -1)
@@ -477,15 +495,15 @@ def _gaps(
 def _family(block: Any) -> str:
     """The name of a posterior block."""
     own = type(block).__module__ != layers.__name__
-    return type(block).__name__ if own else block.title()
+    return type(block).__name__.lstrip("_") if own else block.title()
 
 
 class LatentMonitor(keras.callbacks.Callback):
     r"""A callback that logs how the latent units are used, so that it shows in the history.
 
-    The logs get `active_units`, `mutual_information`, `aggregate_kl` and, for each unit d, `kl_d`
-    (`kl_0`, `kl_1`, ...), see `Latents`; NaN in epochs without a measurement. It has its own seed
-    and leaves the noise of training alone: the run is the same with it and without.
+    The logs get `active_units`, `mutual_information`, `aggregate_kl` and, for each unit,
+    `kl_unit_0`, `kl_unit_1`, ..., see `Latents`; NaN in epochs without a measurement. It has its
+    own seed and leaves the noise of training alone: the run is the same with it and without.
 
     Args:
       x: data `[N, *event_shape]`, a fixed sample of some hundred examples: the cost is N^2.
@@ -502,7 +520,7 @@ class LatentMonitor(keras.callbacks.Callback):
       >>> x = np.eye(3, dtype="float32")
       >>> history = vae.fit(x, epochs=2, verbose=0, callbacks=[LatentMonitor(x)]).history
       >>> [name for name in sorted(history) if name.startswith(("active", "kl_"))]
-      ['active_units', 'kl_0', 'kl_1']
+      ['active_units', 'kl_unit_0', 'kl_unit_1']
     """
 
     def __init__(self, x: Any, every: int = 1, by_unit: bool = True, seed: int = 0) -> None:
@@ -529,7 +547,7 @@ class LatentMonitor(keras.callbacks.Callback):
             "aggregate_kl": use.aggregate_kl,
         }
         if self._by_unit and use.kl_by_unit is not None:
-            found |= {f"kl_{d}": float(value) for d, value in enumerate(use.kl_by_unit)}
+            found |= {f"kl_unit_{d}": float(value) for d, value in enumerate(use.kl_by_unit)}
         return found
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -342,6 +343,13 @@ class Mixture(_Derived):
         )
         super().__init__(distribution, distribution.dtype, parameters)
 
+    @classmethod
+    def _parameter_properties(cls, dtype: Any, num_classes: Any = None) -> Any:
+        return {
+            "logits": tfp.util.ParameterProperties(event_ndims=1),
+            "components": tfp.util.BatchedComponentProperties(event_ndims=1),
+        }
+
     def _average(self, values: Any) -> Any:
         """The mean over the components of `[*batch, K, *event]`."""
         # TensorFlow's own softmax refuses six axes on some machines.
@@ -358,12 +366,133 @@ class Mixture(_Derived):
         spread = (self._components.mean() - mean) ** 2
         return self._average(self._components.variance() + spread)
 
+    def _default_event_space_bijector(self) -> Any:
+        """Of components over all real numbers the identity; TFP has none for mixtures."""
+        bijector = self._components.experimental_default_event_space_bijector()
+        if bijector is not None and not isinstance(bijector, tfb.Identity):
+            raise NotImplementedError("the bijectors of the components may differ")
+        return bijector
+
     def _mode(self) -> Any:
         modes = self._components.mode()  # [*batch, K, *event]
         axis = modes.shape.rank - self.event_shape.rank - 1
         order = [axis, *(i for i in range(modes.shape.rank) if i != axis)]
         log_prob = self.log_prob(tf.transpose(modes, order))  # [K, *batch]
         return tf.gather(modes, tf.argmax(log_prob, axis=0), axis=axis, batch_dims=axis)
+
+
+class NormalMixture(Mixture):
+    r"""A mixture of normal distributions with independent entries, by its parameters.
+
+    $$ p(x) = \sum_k \operatorname{softmax}(t)_k
+       \prod_d \mathcal N(x_d;\ \mu_{kd}, \sigma_{kd}^2) $$
+
+    Args:
+      logits: the numbers t `[*batch, K]`.
+      loc: the means μ `[*batch, K, *event]`.
+      scale: the standard deviations σ, of the same shape.
+      validate_args: as in TFP.
+      allow_nan_stats: as in TFP.
+      name: as in TFP.
+    """
+
+    def __init__(
+        self,
+        logits: Any,
+        loc: Any,
+        scale: Any,
+        validate_args: bool = False,
+        allow_nan_stats: bool = True,
+        name: str = "NormalMixture",
+    ) -> None:
+        parameters = dict(locals())
+        logits, loc, scale = _tensors(logits, loc, scale)
+        normal = tfd.Normal(loc, scale, validate_args=validate_args)
+        components = tfd.Independent(normal, loc.shape.rank - logits.shape.rank)
+        super().__init__(logits, components, validate_args, allow_nan_stats, name)
+        self._parameters = parameters
+
+    @classmethod
+    def _parameter_properties(cls, dtype: Any, num_classes: Any = None) -> Any:
+        # Of a mixture of numbers: TFP has no way to leave the rank of the event open.
+        number = tfp.util.ParameterProperties(event_ndims=1)
+        return {"logits": number, "loc": number, "scale": _like(tfd.Normal, "scale", dtype, 1)}
+
+
+class MultivariateNormalMixture(Mixture):
+    r"""A mixture of multivariate normal distributions, by its parameters.
+
+    $$ p(x) = \sum_k \operatorname{softmax}(t)_k\ \mathcal N(x;\ \mu_k, L_k L_k^\top) $$
+
+    Args:
+      logits: the numbers t `[*batch, K]`.
+      loc: the means μ `[*batch, K, D]`.
+      scale_tril: the lower triangular L `[*batch, K, D, D]` with a positive diagonal.
+      validate_args: as in TFP.
+      allow_nan_stats: as in TFP.
+      name: as in TFP.
+    """
+
+    def __init__(
+        self,
+        logits: Any,
+        loc: Any,
+        scale_tril: Any,
+        validate_args: bool = False,
+        allow_nan_stats: bool = True,
+        name: str = "MultivariateNormalMixture",
+    ) -> None:
+        parameters = dict(locals())
+        logits, loc, scale_tril = _tensors(logits, loc, scale_tril)
+        components = tfd.MultivariateNormalTriL(loc, scale_tril, validate_args=validate_args)
+        super().__init__(logits, components, validate_args, allow_nan_stats, name)
+        self._parameters = parameters
+
+    @classmethod
+    def _parameter_properties(cls, dtype: Any, num_classes: Any = None) -> Any:
+        return {
+            "logits": tfp.util.ParameterProperties(event_ndims=1),
+            "loc": tfp.util.ParameterProperties(event_ndims=2),
+            "scale_tril": _like(tfd.MultivariateNormalTriL, "scale_tril", dtype, 3),
+        }
+
+
+class MultivariateStudentT(tfp.distributions.MultivariateStudentTLinearOperator):
+    r"""Student's t distribution of vectors whose entries have one degree of outlying in common.
+
+    $$ x_d = \mu_d + \sigma_d\, \epsilon_d / \sqrt\lambda, \qquad \epsilon_d \sim \mathcal N(0, 1),
+       \qquad \lambda \sim \operatorname{Gamma}(\nu/2, \nu/2) $$
+
+    `tfd.MultivariateStudentTLinearOperator` by numbers in place of an operator.
+
+    Args:
+      df: the degrees of freedom ν, `[*batch]`.
+      loc: the location μ, `[*batch, D]`.
+      scale: the scale σ, `[*batch, D]`.
+      validate_args: as in TFP.
+      allow_nan_stats: as in TFP.
+      name: as in TFP.
+    """
+
+    def __init__(
+        self,
+        df: Any,
+        loc: Any,
+        scale: Any,
+        validate_args: bool = False,
+        allow_nan_stats: bool = True,
+        name: str = "MultivariateStudentT",
+    ) -> None:
+        parameters = dict(locals())
+        df, loc, scale = _tensors(df, loc, scale)
+        operator = tf.linalg.LinearOperatorDiag(scale, is_non_singular=True)
+        super().__init__(df, loc, operator, validate_args, allow_nan_stats, name)
+        self._parameters = parameters
+
+    @classmethod
+    def _parameter_properties(cls, dtype: Any, num_classes: Any = None) -> Any:
+        ndims = {"df": 0, "loc": 1, "scale": 1}
+        return {name: _like(tfd.StudentT, name, dtype, ndims[name]) for name in ndims}
 
 
 class ZeroInflated(_Derived):
@@ -529,8 +658,281 @@ def _positive(bijector: Callable[[], Any]) -> Any:
     return tfp.util.ParameterProperties(default_constraining_bijector_fn=bijector)
 
 
+def _like(made: Any, name: str, dtype: Any, event_ndims: int) -> Any:
+    """The properties of a parameter that takes the values of one that TFP describes."""
+    bijector = made.parameter_properties(dtype)[name].default_constraining_bijector_fn
+    return tfp.util.ParameterProperties(
+        event_ndims=event_ndims, default_constraining_bijector_fn=bijector
+    )
+
+
 def _tensors(*values: Any) -> list[Any]:
     """Tensors of one floating-point dtype."""
     given = [value.dtype for value in values if hasattr(value, "dtype")]
     dtype = next((tf.as_dtype(d) for d in given if tf.as_dtype(d).is_floating), tf.float32)
     return [tf.convert_to_tensor(value, dtype) for value in values]
+
+
+# Relaxed z lies in the interior of its range, but is rounded to the border at a low temperature.
+# TFP keeps what its draws were made from, see `tfb.Bijector`: that is exact, and is scored. For
+# other tensors the nearest number inside stands in.
+
+
+class _InnerSigmoid(tfp.bijectors.Sigmoid):
+    def _inverse(self, y: Any) -> Any:
+        info = np.finfo(y.dtype.as_numpy_dtype)
+        return super()._inverse(tf.clip_by_value(y, info.tiny, 1.0 - info.epsneg))
+
+
+class _InnerExp(tfp.bijectors.Exp):
+    def _inverse(self, y: Any) -> Any:
+        return super()._inverse(tf.maximum(y, np.finfo(y.dtype.as_numpy_dtype).tiny))
+
+
+class _Relaxed(tfp.distributions.TransformedDistribution):
+    """A distribution of z made from y, which is kept where entries are put together, too.
+
+    The mean has no closed form: it is that of 256 draws, always the same, with an error of at most
+    1/32 (a standard deviation of z, at most 1/2, by the root of their number).
+    """
+
+    def independent(self, ndims: int, **kwargs: Any) -> Any:
+        """The distribution with its last `ndims` batch axes as axes of the event.
+
+        `tfd.Independent` would make other tensors of the draws.
+        """
+        return _Relaxed(
+            tfd.Independent(self.distribution, ndims, **kwargs), self.bijector, **kwargs
+        )
+
+    def _mean(self, **kwargs: Any) -> Any:
+        return tf.reduce_mean(self.sample(256, seed=tf.constant([0, 0])), axis=0)
+
+    def _default_event_space_bijector(self) -> Any:
+        if isinstance(self.bijector, _InnerExp):
+            return tfb.IteratedSigmoidCentered()
+        return self.bijector
+
+
+class RelaxedBernoulli(_Relaxed):
+    r"""TFP's relaxed Bernoulli distribution, whose log_prob of its own draws is finite.
+
+    $$ z = \operatorname{sigmoid}(y), \qquad y \sim \operatorname{Logistic}(t / \tau, 1 / \tau) $$
+
+    A draw is scored through y, also by another distribution of this class, so that the ratio of two
+    densities is right where z is rounded to 0 or 1.
+
+    Example:
+      >>> q = RelaxedBernoulli(temperature=0.05, logits=20.0)
+      >>> z = q.sample(seed=[0, 0])
+      >>> float(z), bool(tf.math.is_finite(q.log_prob(z)))
+      (1.0, True)
+    """
+
+    def __init__(
+        self,
+        temperature: Any,
+        logits: Any = None,
+        probs: Any = None,
+        validate_args: bool = False,
+        allow_nan_stats: bool = True,
+        name: str = "RelaxedBernoulli",
+    ) -> None:
+        parameters = dict(locals())
+        stock = tfd.RelaxedBernoulli(temperature, logits, probs, validate_args)
+        scale = 1.0 / stock.temperature
+        super().__init__(
+            tfd.Logistic(stock.logits_parameter() * scale, scale, validate_args, allow_nan_stats),
+            _InnerSigmoid(),
+            validate_args=validate_args,
+            parameters=parameters,
+            name=name,
+        )
+
+    @classmethod
+    def _parameter_properties(cls, dtype: Any, num_classes: Any = None) -> Any:
+        return tfd.RelaxedBernoulli.parameter_properties(dtype, num_classes)
+
+
+class RelaxedOneHotCategorical(_Relaxed):
+    r"""TFP's relaxed one-hot distribution, whose log_prob is finite at the corners of the simplex.
+
+    $$ z = \exp(y), \qquad y = \operatorname{log\,softmax}\bigl((t + g) / \tau\bigr) $$
+
+    with Gumbel variables g. A draw is scored through y, also by another distribution of this class.
+
+    Example:
+      >>> q = RelaxedOneHotCategorical(temperature=0.05, logits=[20.0, 0.0])
+      >>> bool(tf.math.is_finite(q.log_prob([1.0, 0.0])))
+      True
+    """
+
+    def __init__(
+        self,
+        temperature: Any,
+        logits: Any = None,
+        probs: Any = None,
+        validate_args: bool = False,
+        allow_nan_stats: bool = True,
+        name: str = "RelaxedOneHotCategorical",
+    ) -> None:
+        parameters = dict(locals())
+        super().__init__(
+            tfd.ExpRelaxedOneHotCategorical(
+                temperature, logits, probs, validate_args, allow_nan_stats
+            ),
+            _InnerExp(),
+            validate_args=validate_args,
+            parameters=parameters,
+            name=name,
+        )
+
+    @classmethod
+    def _parameter_properties(cls, dtype: Any, num_classes: Any = None) -> Any:
+        return tfd.RelaxedOneHotCategorical.parameter_properties(dtype, num_classes)
+
+
+class Chain(tfp.distributions.Distribution):
+    r"""Variables of which each depends on the one before, in one vector.
+
+    $$ p(x) = f_1(x_1) \prod_{j > 1} f_j(x_j \mid x_{j-1}), \qquad x = (x_1, x_2, \dots) $$
+
+    Args:
+      first: the distribution f_1.
+      conditionals: for each other variable the function that makes f_j of values
+        `[..., *batch, *event]` of the one before.
+      event_shapes: of all variables, from the first on.
+      reverse: whether the vector ends with x_1, and not begins.
+      reparameterization_type: of all f together.
+      dtype: of x. Variables of integers take theirs as floating-point numbers, too.
+      validate_args: as in TFP.
+      allow_nan_stats: as in TFP.
+      name: as in TFP.
+    """
+
+    def __init__(
+        self,
+        first: Any,
+        conditionals: Any,
+        event_shapes: Any,
+        reverse: bool = False,
+        reparameterization_type: Any = tfd.NOT_REPARAMETERIZED,
+        dtype: Any = tf.float32,
+        validate_args: bool = False,
+        allow_nan_stats: bool = True,
+        name: str = "Chain",
+    ) -> None:
+        parameters = dict(locals())
+        self._first, self._conditionals = first, tuple(conditionals)
+        self._event_shapes = tuple(tuple(shape) for shape in event_shapes)
+        self._reverse = reverse
+        super().__init__(
+            dtype=dtype,
+            reparameterization_type=reparameterization_type,
+            validate_args=validate_args,
+            allow_nan_stats=allow_nan_stats,
+            parameters=parameters,
+            name=name,
+        )
+
+    def factors(self, x: Any) -> list[tuple[Any, Any]]:
+        """The distribution f_j at the values x before it, and its value, in the order of x."""
+        drawn_by, pairs = getattr(x, "_tfpvae_factors", (None, None))
+        if pairs is not None and drawn_by is self._first:
+            return pairs
+        shapes = self._in_order(self._event_shapes)
+        values = self._in_order(split(tf.convert_to_tensor(x, self.dtype), shapes))
+        made = [self._first]
+        made += [f(value) for f, value in zip(self._conditionals, values, strict=False)]
+        pairs = zip(made, values, strict=True)
+        return self._in_order([(f, tf.cast(value, f.dtype)) for f, value in pairs])
+
+    def means(self) -> Any:
+        """Each variable at its mean given that the one before is at its own: `[*batch, D]`.
+
+        It is the mean only where the means of all f are linear in what they depend on.
+        """
+        return self._pass_on([lambda f: f.mean()] * len(self._event_shapes))[0]
+
+    def _pass_on(self, choices: Any) -> tuple[Any, list[tuple[Any, Any]]]:
+        """The vector of values that are chosen one after the other, each from its f; and both."""
+        pairs: list[tuple[Any, Any]] = []
+        for conditional, choose in zip((None, *self._conditionals), choices, strict=True):
+            if conditional is None:
+                f = self._first
+            else:
+                f = conditional(tf.cast(pairs[-1][1], self.dtype))
+            pairs.append((f, choose(f)))
+        pairs = self._in_order(pairs)
+        flat = map(_flat, (value for _, value in pairs), self._in_order(self._event_shapes))
+        return tf.concat([tf.cast(value, self.dtype) for value in flat], axis=-1), pairs
+
+    def _in_order(self, values: Any) -> list[Any]:
+        """From the order of the chain to that of x, or back."""
+        return list(reversed(values)) if self._reverse else list(values)
+
+    def _batch_shape(self) -> Any:
+        return self._first.batch_shape
+
+    def _batch_shape_tensor(self) -> Any:
+        return self._first.batch_shape_tensor()
+
+    def _event_shape(self) -> Any:
+        return tf.TensorShape([sum(map(math.prod, self._event_shapes))])
+
+    def _event_shape_tensor(self) -> Any:
+        return tf.constant(self._event_shape(), tf.int32)
+
+    def _log_prob(self, x: Any) -> Any:
+        return sum(tf.cast(f.log_prob(value), self.dtype) for f, value in self.factors(x))
+
+    def _call_sample_n(self, sample_shape: Any, seed: Any) -> Any:
+        # Not `_sample_n`, the result of which TFP reshapes. As a bijector of TFP does, the draws
+        # know what they were made from: to score them takes no second pass through networks, nor
+        # the inverse of a flow. Only inside of functions, as a gradient by x would not see it.
+        num = len(self._event_shapes)
+        seeds = [seed] if num == 1 else tfp.random.split_seed(seed, num, salt="Chain")
+        later = [lambda f, seed=seed: f.sample(seed=seed) for seed in seeds[1:]]
+        x, pairs = self._pass_on([lambda f: f.sample(sample_shape, seed=seeds[0]), *later])
+        if not tf.executing_eagerly():
+            x._tfpvae_factors = self._first, pairs
+        return x
+
+    def _mean(self) -> Any:
+        raise NotImplementedError(
+            "mean: a chain of variables has none in closed form; take the mean of draws, or `means`"
+        )
+
+    def _default_event_space_bijector(self) -> Any:
+        shape = tf.concat([self.batch_shape_tensor(), self.event_shape], 0)
+        found = [
+            f.experimental_default_event_space_bijector()
+            for f, _ in self.factors(tf.zeros(shape, self.dtype))
+        ]
+        if None in found or all(isinstance(bijector, tfb.Identity) for bijector in found):
+            return None if None in found else tfb.Identity()
+        shapes = self._in_order(self._event_shapes)
+        if any(len(shape) != 1 for shape in shapes):
+            raise NotImplementedError("a chain of bounded variables that are no vectors")
+        return tfb.Blockwise(found, block_sizes=[shape[0] for shape in shapes])
+
+
+def split(vector: Any, event_shapes: Any) -> list[Any]:
+    """The values `[..., *event]`, one after the other, that a vector `[..., D]` is made of."""
+    pieces = tf.split(vector, [math.prod(shape) for shape in event_shapes], axis=-1)
+    return list(map(_unflat, pieces, event_shapes))
+
+
+def _flat(value: Any, event_shape: tuple[int, ...]) -> Any:
+    """Values `[..., *event]` as vectors `[..., D]`."""
+    lead = value.shape.rank - len(event_shape)
+    flat = tf.reshape(value, tf.concat([tf.shape(value)[:lead], [math.prod(event_shape)]], 0))
+    flat.set_shape([*value.shape[:lead], math.prod(event_shape)])
+    return flat
+
+
+def _unflat(vector: Any, event_shape: tuple[int, ...]) -> Any:
+    """Vectors `[..., D]` as values `[..., *event]`."""
+    value = tf.reshape(vector, tf.concat([tf.shape(vector)[:-1], event_shape], 0))
+    value.set_shape(vector.shape[:-1] + event_shape)
+    return value

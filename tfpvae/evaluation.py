@@ -93,6 +93,16 @@ def check_elbo(
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"model: got {model!r}, wanted a compiled tf_keras model")
+    if getattr(model, "num_layers", 1) > 1:
+        raise ValueError(
+            f"model: got one with {model.num_layers} layers of latent variables, wanted one: the "
+            "KL of several is checked layer by layer, as kl_1, kl_2, ... in the history"
+        )
+    if getattr(getattr(model, "objective", None), "estimator", None) == "enumerated":
+        raise ValueError(
+            "model: got the estimator 'enumerated', whose loss is a sum over all states, wanted "
+            "one that takes draws of z: compile it with another"
+        )
     x = checks.as_array("x", x).astype(keras.backend.floatx())
     y = x if y is None else checks.as_array("y", y)
     weight = np.ones(len(x)) if sample_weight is None else np.asarray(sample_weight, float)

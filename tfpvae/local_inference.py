@@ -10,7 +10,7 @@ import tensorflow_probability as tfp
 import tf_keras as keras
 from scipy import special
 
-from tfpvae import blocks, checks, execution, inputs, models, noise
+from tfpvae import blocks, checks, execution, inputs, models, noise, priors
 
 tfd = tfp.distributions
 
@@ -167,7 +167,7 @@ class LocalVAE(models.VAE):
 
     Raises:
       TypeError: if the posterior is no block.
-      ValueError: if prior and posterior differ in size.
+      ValueError: if prior and posterior differ in size, or the prior is a `VampPrior`.
 
     Example:
       >>> from tfpvae import likelihoods, posteriors, priors
@@ -197,6 +197,11 @@ class LocalVAE(models.VAE):
         checks.refuse_keras3("posterior", posterior)
         if not isinstance(posterior, blocks.Block):
             raise TypeError(f"posterior: got {posterior!r}, wanted a block of tfpvae.posteriors")
+        if isinstance(prior, priors.VampPrior):
+            raise ValueError(
+                "prior: got a VampPrior, a mixture of the posteriors that an encoder makes of "
+                "pseudo-inputs, and there is no encoder; wanted another, as priors.NormalMixture"
+            )
         local = LocalParameters(num_data, posterior.params_size, name="local_parameters")
         encoder = keras.Sequential([local, posterior], name="local_posterior")
         super().__init__(prior, encoder, decoder, seed, **kwargs)

@@ -13,7 +13,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from scipy import special
 
-from tfpvae import blocks, checks, noise
+from tfpvae import blocks, checks, discrete, noise
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,9 @@ _PROPOSALS = ("posterior", "prior")
 # Numbers that the likelihood scores, from which XLA saves more than the tenths of a second that it
 # compiles: it passes over them once, TensorFlow once for each operation.
 _WORTHWHILE_NUMBERS = 10**8
+
+# States of z that are decoded at once, each for all of x.
+_STATES_AT_ONCE = 128
 
 # The weights of a tail that differ by less than this are equal to within the rounding of float32.
 _ROUNDING = 2.0**-17
@@ -64,9 +67,9 @@ class MarginalLikelihood:
       estimate: of log p(x_b), an array `[N]` in nats.
       standard_error: of each estimate, `[N]` in nats; infinite for a single draw.
       effective_sample_size: between 1 and S, `[N]`; 0 if all weights are zero.
-      num_samples: the number S of draws, or of annealed chains, for each example.
+      num_samples: the number S of draws, or of annealed chains, for each example; of states.
       largest_log_weights: `[N, 1 + M]` in falling order, with the M of the tail that `k_hat` fits.
-      method: "importance" or "ais".
+      method: "importance", "ais" or "enumeration", which has no error.
 
     Example:
       >>> result = MarginalLikelihood(
@@ -99,6 +102,8 @@ class MarginalLikelihood:
           ImportError: without ArviZ.
           ValueError: for fewer draws than the fit needs, 21.
         """
+        if self.method == "enumeration":
+            return np.zeros(len(self.estimate))
         check_tail(self.num_samples)
         return _pareto_shapes(self.largest_log_weights)
 
@@ -124,6 +129,14 @@ class MarginalLikelihood:
     def __str__(self) -> str:
         kind, drawn = ("annealed", "chains") if self.method == "ais" else ("importance", "draws")
         num, size = len(self.estimate), self.effective_sample_size
+        if self.method == "enumeration":
+            return "\n".join(
+                [
+                    f"log p(x) by enumeration: {num} examples, all {self.num_samples} states of z",
+                    f"{'mean, nats an example':28s}{self.mean:12.4f}",
+                    f"{'  its sampling error over x':28s}{self.mean_sampling_error:12.4f}",
+                ]
+            )
         return "\n".join(
             [
                 f"log p(x) by {kind} sampling: {num} examples, {self.num_samples} {drawn} each",
@@ -216,19 +229,22 @@ def log_marginal_likelihood(
       vae: a `VAE`.
       x: data `[N, *event_shape]`.
       num_samples: draws or chains for each example, None for the default of the method.
-      method: one of `METHODS`.
+      method: one of `METHODS`, or "enumeration".
       seed: as in `VAE.log_weights`.
       verbose: as in `VAE.log_weights`.
       **options: of `Annealing`, with the method "ais".
     """
-    if not isinstance(method, str) or method not in METHODS:
-        raise ValueError(f"method: got {method!r}, wanted one of {', '.join(map(repr, METHODS))}")
+    known = (*METHODS, "enumeration")
+    if not isinstance(method, str) or method not in known:
+        raise ValueError(f"method: got {method!r}, wanted one of {', '.join(map(repr, known))}")
+    if method == "enumeration":
+        return _enumerated(vae, x, num_samples, verbose, options)
     num_samples = METHODS[method] if num_samples is None else num_samples
     num_samples = checks.positive_integer("num_samples", num_samples)
     annealing = _annealing(options) if method == "ais" else None
     if annealing is None and options:
         name, value = next(iter(options.items()))
-        raise TypeError(f"{name}: got {value!r} with method='importance', wanted it with 'ais'")
+        raise TypeError(f"{name}: got {value!r} with method={method!r}, wanted it with 'ais'")
     if annealing is not None:
         _unconstraining(vae)
     rows = vae._data(x)
@@ -253,6 +269,57 @@ def log_marginal_likelihood(
         except tf.errors.OpError as error:
             logger.info("no XLA for the likelihood, which it cannot compile: %s", error)
     return estimates(_importance_weights(vae, fused=False))
+
+
+def _enumerated(
+    vae: Any, x: Any, num_samples: int | None, verbose: Any, options: dict[str, Any]
+) -> MarginalLikelihood:
+    """The exact log p(x), the sum over all states of z."""
+    for name, value in {"num_samples": num_samples, **options}.items():
+        if value is not None:
+            raise ValueError(
+                f"{name}: got {value!r} with method='enumeration', wanted none: it takes all states"
+            )
+    rows = vae._data(x)
+    try:
+        num = discrete.num_states(vae.prior())
+    except TypeError as error:
+        raise TypeError(f"prior: {error}; use method='importance'") from None
+    if num > discrete.MAX_STATES_EVIDENCE:
+        raise ValueError(
+            f"method: got 'enumeration' for z with {num} states, wanted at most "
+            f"{discrete.MAX_STATES_EVIDENCE}; use method='importance'"
+        )
+    log_evidence = vae._in_batches(_sum_over_states(vae, num), rows, seed=0, verbose=verbose)
+    exact = np.zeros(len(log_evidence))
+    size = np.full(len(log_evidence), float(num))
+    return MarginalLikelihood(
+        log_evidence.numpy(), exact, size, num, np.zeros((len(exact), 0)), "enumeration"
+    )
+
+
+def _sum_over_states(vae: Any, num: int) -> Callable[[Any, Any, Any], Any]:
+    """The log of sum_z p(z) p(x|z) `[B]`, as a function of x; each z is decoded once for all."""
+    size = min(num, _STATES_AT_ONCE)
+
+    def enumeration(rows: Any, num_samples: Any, seed: Any) -> Any:
+        with noise.fixed(seed):
+            x, prior = vae.prepare(rows), vae.prior()
+
+            def body(start: Any, total: Any) -> Any:
+                index = start + tf.range(size)
+                z = discrete.states(prior, tf.minimum(index, num - 1), vae.prior.dtype)
+                z = z[:, tf.newaxis]
+                log_joint = vae._decode(z, False).log_prob(x) + prior.log_prob(z)  # [size, B]
+                log_joint = tf.cast(log_joint, tf.float64)
+                log_joint = tf.where(index[:, tf.newaxis] < num, log_joint, -math.inf)
+                part = tf.reduce_logsumexp(log_joint, axis=0)
+                return start + size, tfp.math.log_add_exp(total, part)
+
+            total = tf.fill(tf.shape(x)[:1], tf.constant(-math.inf, tf.float64))
+            return tf.while_loop(lambda start, _: start < num, body, (0, total))[1]
+
+    return enumeration
 
 
 def bidirectional_monte_carlo(
@@ -570,7 +637,8 @@ def _unconstraining(vae: Any) -> Any:
     if bijector is None:
         raise TypeError(
             f"prior: got {vae.prior.title()}, whose z are not continuous or of unknown support, "
-            "wanted a density with a gradient for Hamiltonian Monte Carlo; use method='importance'"
+            "wanted a density with a gradient for Hamiltonian Monte Carlo; use "
+            "method='importance', or 'enumeration' if there are few states"
         )
     return bijector
 

@@ -14,6 +14,7 @@ from scipy import special
 from tfpvae import (
     blocks,
     checks,
+    discrete,
     execution,
     likelihoods,
     losses,
@@ -83,6 +84,9 @@ class VAE(training.ProbabilisticModel):
 
     terms = ("elbo", "nll", "kl")
 
+    # Names of the KLs of the layers of z.
+    _kl_terms: tuple[str, ...] = ()
+
     def __init__(
         self,
         prior: Any,
@@ -141,18 +145,21 @@ class VAE(training.ProbabilisticModel):
         posterior = _last_layer(self.encoder)
         if isinstance(posterior, blocks.Block):
             objective.check(posterior)
+        objective.check_layers(max(1, len(self._kl_terms)))
         self.objective = objective
         self.schedule = objective.schedule  # For Keras to save its state.
-        self._log_terms((*type(self).terms, *objective.terms))
+        self.temperature = objective.temperature  # The same, if it is a schedule.
+        self._log_terms((*type(self).terms, *self._kl_terms, *objective.terms))
         self._regularizer = regularizers.KLDivergenceRegularizer(
-            self.prior, self.objective.use_exact_kl
+            self.prior, objective.needs_exact_kl or objective.use_exact_kl
         )
         super().compile(optimizer, **kwargs)
 
-    def get_compile_config(self) -> dict[str, Any]:
-        """The arguments of `compile`: JSON."""
+    def get_compile_config(self) -> dict[str, Any] | None:
+        """The arguments of `compile`: JSON; None before it."""
         objective = keras.saving.serialize_keras_object(self.objective)
-        return super().get_compile_config() | {"objective": objective}
+        config = super().get_compile_config()
+        return config and config | {"objective": objective}
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """The likelihood p(x|z) at the z that the posterior block passes on."""
@@ -173,20 +180,33 @@ class VAE(training.ProbabilisticModel):
         with noise.fixed(0):
             return self._decode(z, False).tensor_distribution
 
-    def sample(self, num: int, seed: Any = None, verbose: Any = "auto") -> np.ndarray:
+    def sample(
+        self, num: int, seed: Any = None, verbose: Any = "auto", prior: Any = None
+    ) -> np.ndarray:
         """Draw data from the model: z from p(z), then x from p(x|z).
 
         Args:
           num: how many.
           seed: an integer or an int tensor `[2]`; None goes on in the model's own noise.
           verbose: 1 shows progress, 0 does not, "auto" does when it takes long.
+          prior: what z is drawn from in place of the model's prior, a block of `tfpvae.priors` or a
+            `tfd.Distribution`: as `latent_space.fit_aggregate_posterior` finds it.
 
         Returns:
           An array `[num, *event_shape]`. For the means instead of draws:
           `vae.likelihood(vae.prior().sample(num)).mean()`.
+
+        Raises:
+          TypeError, ValueError: for a prior that is none, or of another size.
         """
         checks.positive_integer("num_samples", num)
-        return self._in_batches(self._sample, tf.zeros((num, 0)), seed, verbose=verbose).numpy()
+        if prior is None:
+            rows = tf.zeros((num, 0))
+            return self._in_batches(self._sample, rows, seed, verbose=verbose).numpy()
+        seed = self.noise.next() if seed is None else noise.as_seed(seed)
+        first, second = tf.unstack(tf.random.split(seed))
+        z = tf.cast(_prior_of(prior, self.prior).sample(num, seed=first), self.prior.dtype)
+        return self._in_batches(self._sample_at, z, second, verbose=verbose).numpy()
 
     def reconstruct(self, x: Any, seed: Any = None, verbose: Any = "auto") -> np.ndarray:
         """The mean of p(x'|z) at a draw z of q(z|x), an array like x.
@@ -263,13 +283,16 @@ class VAE(training.ProbabilisticModel):
 
         By importance sampling w are the weights of `log_weights`. By annealed importance sampling
         ("ais") they are those of Markov chains that go from q(z|x) to p(x, z) in many small steps:
-        better where q(z|x) is far from p(z|x), and much slower. z must be continuous for it.
+        better where q(z|x) is far from p(z|x), and much slower. z must be continuous for it. By
+        "enumeration" it is the exact sum over all states of z, which must be classes or bits,
+
+        $$ \log p(x_b) = \log \sum_z p(z)\, p(x_b \mid z) $$
 
         Args:
           x: data `[N, *event_shape]`.
           num_samples: the number S of draws for each example, or of chains; None for 5000 draws or
             16 chains.
-          method: "importance" or "ais".
+          method: "importance", "ais" or "enumeration".
           seed: an integer or an int tensor `[2]`; None goes on in the model's own noise.
           verbose: 1 shows progress, 0 does not, "auto" does when it takes long.
           **options: of "ais", see `marginal_likelihood.Annealing`: `num_steps=1000`,
@@ -281,7 +304,7 @@ class VAE(training.ProbabilisticModel):
 
         Raises:
           TypeError, ValueError: for data or numbers that are none, an unknown method, z that are
-            not continuous, a model whose densities are NaN.
+            not continuous, or of too many states, a model whose densities are NaN.
 
         Source: Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders", 2016; Neal,
         "Annealed importance sampling", 2001.
@@ -373,23 +396,27 @@ class VAE(training.ProbabilisticModel):
 
     def example_losses(self, x: Any, y: Any, training: bool) -> tuple[Any, dict[str, Any], Any]:
         """The loss of each example, its nll and kl, and the likelihood."""
-        objective = self.objective
-        q, z = self._encode(x, training)
+        objective, prior = self.objective, self.prior()
+        q, passed_on = self._encode(x, training)
         objective.check_distribution(q)
-        if objective.num_samples is not None:
-            z = self._codes(q.sample(objective.num_samples, seed=noise.next_seed()))
-        elif z.shape.rank == 1 + len(self.prior.event_shape) and not objective.is_plain:
-            z = z[tf.newaxis]
+        sample = objective.sample(q, prior, passed_on, training)
+        z = self._codes(sample.z)
         gate = objectives.Gate(objective.uses_path)
         # Where nothing is to be weighted z stays the tensor that it is: the bijectors of flows know
         # the draws that they made, and need not invert themselves to score them.
-        z = z if objective.estimator == "reparameterized" else gate(z)
+        z = z if objective.differentiates else gate(z)
         p = self._decode(z, training)
+        if sample.weights is not None:  # The same z for all examples were decoded once.
+            p = blocks.repeated(p, tf.shape(x)[0])
         log_likelihood = losses.log_likelihood(y, p)
-        kl, kl_by_layer = self._divergence(q, None if objective.num_samples is None else z)
+        if sample.kl_by_layer is None:
+            kl, kl_by_layer = self._divergence(q, None if objective.num_samples is None else z)
+        else:
+            kl = tf.add_n(sample.kl_by_layer)
+            kl_by_layer = dict(zip(self._kl_terms, sample.kl_by_layer, strict=False))
         draws = objectives.Draws(
             posterior=q,
-            prior=self.prior(),
+            prior=prior,
             z=z,
             gate=gate,
             log_likelihood=log_likelihood,
@@ -397,26 +424,30 @@ class VAE(training.ProbabilisticModel):
             kl_by_layer=kl_by_layer,
             kl_by_dimension=lambda: self._regularizer.divergence_by_dimension(q),
             dream=(lambda: self._dream(x, y, training)) if training else None,
+            weights=sample.weights,
         )
         loss, reported = objective(draws)
         if training:
-            objective.advance(kl)
-        nll = -tf.reduce_mean(log_likelihood, axis=0)
+            objective.advance(kl, kl_by_layer)
+        nll = draws.nll
+        if sample.weights is not None and self._has_metrics:  # They compare a plain mean.
+            p = self._decode(passed_on, False)
         return loss, {"elbo": -(nll + kl), "nll": nll, "kl": kl, **kl_by_layer, **reported}, p
 
-    def _divergence(self, q: Any, z: Any) -> tuple[Any, dict[str, Any]]:
+    def _divergence(self, q: Any, z: Any, regularizer: Any = None) -> tuple[Any, dict[str, Any]]:
         """KL(q(z|x) || p(z)) of each example, and its parts by name, if z has layers."""
-        return self._regularizer.divergence(q, z), {}
+        return (regularizer or self._regularizer).divergence(q, z), {}
 
     def check_trained(self) -> None:
         """Warn if the weight of the KL has not come to 1."""
-        weight = float(schedules.value_of(self.objective.kl_weight))
-        if weight == 1.0:
+        weights = np.ravel(schedules.value_of(self.objective.kl_weight)).tolist()
+        if set(weights) == {1.0}:
             return
         remaining = self.objective.schedule and self.objective.schedule.remaining()
+        shown = ", ".join(f"{weight:.4g}" for weight in weights)
         warnings.warn(
-            f"fit ended with kl_weight = {weight:.4g}: the loss is not the negative ELBO, `elbo` "
-            "in the history is the ELBO"
+            f"fit ended with kl_weight = {shown}: the loss is not the negative ELBO, `elbo` in the "
+            "history is the ELBO"
             + (f"; the weight takes {remaining} more steps to stay at 1" if remaining else ""),
             UserWarning,
             stacklevel=4,
@@ -490,7 +521,9 @@ class VAE(training.ProbabilisticModel):
                     network.build((None, *shape))
         with noise.fixed(0):
             q, z = self._encode(x, False)
-            _check_sizes(self.prior().event_shape, q.event_shape)
+            prior = self.prior()
+            _check_sizes(prior.event_shape, q.event_shape)
+            discrete.check_same_kind(q, prior)
             self._decode(z, False)
         keras.layers.Layer.build(self, input_shape)
 
@@ -556,6 +589,10 @@ class VAE(training.ProbabilisticModel):
             z = self._codes(self.prior().sample(tf.shape(rows)[0], seed=noise.next_seed()))
             return self._decode(z, False).sample(seed=noise.next_seed())
 
+    def _sample_at(self, z: Any, num_samples: Any, seed: Any) -> Any:
+        with noise.fixed(seed):
+            return self._decode(self._codes(z), False).sample(seed=noise.next_seed())
+
     def _reconstruct(self, x: Any, num_samples: Any, seed: Any) -> Any:
         with noise.fixed(seed):
             z = self._codes(self._posterior(x).sample(seed=noise.next_seed()))
@@ -570,7 +607,7 @@ class VAE(training.ProbabilisticModel):
         with noise.fixed(seed):
             q, z, p, x = self._draw(x, num_samples)
             log_likelihood = p.log_prob(x)
-        kl = regularizers.KLDivergenceRegularizer(self.prior).divergence(q, z)
+        kl, _ = self._divergence(q, z, regularizers.KLDivergenceRegularizer(self.prior))
         return tf.reduce_sum(log_likelihood, axis=0) - tf.cast(num_samples, kl.dtype) * kl
 
     def _imputation(self, x: Any, num_samples: Any, seed: Any) -> Any:
@@ -737,6 +774,22 @@ def _refuse_kl(encoder: Any) -> None:
                 f"encoder: its layer {layer.name!r} adds a KL to the loss, wanted none: VAE adds "
                 "it itself, so it would count twice"
             )
+
+
+def _prior_of(prior: Any, model: priors.Prior) -> Any:
+    """The distribution that z is drawn from in place of the prior of the model."""
+    checks.refuse_keras3("prior", prior)
+    if not isinstance(prior, priors.Prior | tfd.Distribution):
+        raise TypeError(
+            f"prior: got {prior!r}, wanted a block of tfpvae.priors or a tfd.Distribution"
+        )
+    p = prior() if isinstance(prior, priors.Prior) else prior
+    if p.batch_shape.rank or tuple(p.event_shape) != model.event_shape:
+        raise ValueError(
+            f"prior: got one with batch_shape {tuple(p.batch_shape)} and event_shape "
+            f"{tuple(p.event_shape)}, wanted () and {model.event_shape}, that of the model's z"
+        )
+    return p
 
 
 def _check_sizes(prior: Any, posterior: Any) -> None:

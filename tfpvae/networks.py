@@ -15,7 +15,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras as keras
 
-from tfpvae import checks, noise
+from tfpvae import blocks, checks, noise
 
 tfd = tfp.distributions
 
@@ -149,6 +149,73 @@ class FillMissing(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """The configuration: JSON."""
         return super().get_config() | {"value": self.value, "mask": self.mask}
+
+
+@keras.saving.register_keras_serializable("tfpvae.networks")
+class AppendParameters(keras.layers.Layer):
+    r"""Trainable numbers behind a network's outputs: parameters that are the same for every input.
+
+    $$ y = [\,h,\ \lambda\,], \qquad \lambda \text{ a weight} $$
+
+    Between a network and a block it makes the network give the first parameters of the distribution
+    and a weight of its own each of the others: in front of `likelihoods.Normal` a mean that depends
+    on z and noise that does not, as in factor analysis; in front of `posteriors.FullRankNormal` a
+    covariance that does not depend on x.
+
+    Shapes: `[B, ..., C]` to `[B, ..., C + size]`; after a convolution the numbers are the same for
+    all pixels.
+
+    Args:
+      size: how many numbers.
+      shared: whether they are all the same number, as the noise in probabilistic PCA.
+      initializer: a Keras initializer of their first values.
+      **kwargs: arguments of any Keras layer.
+
+    Raises:
+      TypeError: if size is no integer, or shared no bool.
+      ValueError: if size is not positive.
+
+    Example:
+      >>> layer = AppendParameters(2, initializer="ones")
+      >>> layer(tf.constant([[5.0], [7.0]])).numpy()
+      array([[5., 1., 1.],
+             [7., 1., 1.]], dtype=float32)
+    """
+
+    def __init__(
+        self, size: int, shared: bool = False, initializer: Any = "zeros", **kwargs: Any
+    ) -> None:
+        # Parameters of a density are not rounded to half precision.
+        kwargs["dtype"] = blocks.full_precision(kwargs.get("dtype"))
+        super().__init__(**kwargs)
+        self.size = checks.positive_integer("size", size)
+        if not isinstance(shared, bool):
+            raise TypeError(f"shared: got {shared!r}, wanted True or False")
+        self.shared = shared
+        self.initializer = keras.initializers.get(initializer)
+        self.input_spec = keras.layers.InputSpec(min_ndim=2)
+        self.parameters = self.add_weight(
+            name="parameters", shape=(1 if shared else self.size,), initializer=self.initializer
+        )
+
+    def call(self, inputs: Any) -> Any:
+        """The inputs, and behind them the numbers."""
+        h = tf.cast(inputs, self.dtype)
+        zeros = tf.zeros_like(tf.repeat(h[..., :1], self.size, axis=-1))
+        return tf.concat([h, zeros + self.parameters], axis=-1)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """The shape `[B, ..., C + size]`."""
+        *lead, size = tf.TensorShape(input_shape)
+        return tf.TensorShape([*lead, None if size is None else size + self.size])
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration: JSON."""
+        return super().get_config() | {
+            "size": self.size,
+            "shared": self.shared,
+            "initializer": keras.initializers.serialize(self.initializer),
+        }
 
 
 def mlp_encoder(

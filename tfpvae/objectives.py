@@ -8,19 +8,22 @@ import dataclasses
 import inspect
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras as keras
 
-from tfpvae import blocks, checks, regularizers, schedules
+from tfpvae import blocks, checks, discrete, noise, regularizers, schedules
 
 tfd = tfp.distributions
 
 # Far below the resolution of float32 beside weights that add up to one, and a safe divisor.
 _TINY = 1e-15
+
+# Estimators for z of finitely many states, whose loss has a gradient by automatic differentiation.
+_OF_DISCRETE = ("relaxed", "enumerated")
 
 _MISLED = ": few draws give an estimate that is lowest for a posterior that misses all weights"
 
@@ -64,6 +67,27 @@ class Gate:
         return gradient * tf.reshape(factor, tf.concat([tf.shape(factor), ones], 0))
 
 
+class Sample(NamedTuple):
+    r"""Values of z, and how to take the mean over them.
+
+    $$ \mathbb E_{q(z \mid x)}[f(z)] \approx \sum_s c_s f(z_s) $$
+
+    Args:
+      z: `[S, B, ...]`, or `[B, ...]` for one draw.
+      weights: the c_s, `[S, B]`; None for 1 / S.
+      kl_by_layer: KL(q(z|x) || p(z)) of the layers of z, each `[B]`, if it belongs to these
+        values; None for that of the model.
+
+    Example:
+      >>> Sample(tf.zeros([5, 2, 1])).weights is None
+      True
+    """
+
+    z: Any
+    weights: Any = None
+    kl_by_layer: list[Any] | None = None
+
+
 class Coefficients(NamedTuple):
     r"""What each draw counts for in the estimate of a gradient; tensors `[S, B]`.
 
@@ -104,6 +128,7 @@ class Draws:
       dream: a function that draws (x, z) from the model and returns log q(z|x), `[B]`; None in
         evaluation.
       kl_weight: the factor w in the log weights.
+      weights: what each z counts for in a mean over them, `[S, B]`; None for 1 / S.
 
     Example:
       >>> from tfpvae import posteriors
@@ -124,6 +149,14 @@ class Draws:
     kl_by_dimension: Callable[[], Any] | None = None
     dream: Callable[[], Any] | None = None
     kl_weight: Any = 1.0
+    weights: Any = None
+
+    @property
+    def nll(self) -> Any:
+        """Minus the mean of log p(x|z) over the z, `[B]`."""
+        if self.weights is None:
+            return -tf.reduce_mean(self.log_likelihood, axis=0)
+        return -tf.reduce_sum(self.weights * self.log_likelihood, axis=0)
 
     @property
     def log_weights(self) -> Any:
@@ -194,6 +227,9 @@ class Objective:
     #: what changes the weight of the KL during training
     schedule: schedules.Schedule | None = None
 
+    #: the temperature of relaxed draws, which a schedule may lower
+    temperature: Any = None
+
     #: the fewest draws that make sense
     min_samples = 1
 
@@ -218,6 +254,21 @@ class Objective:
         """The bound on log p(x), `[...]`, from log weights `[S, ...]`."""
         raise NotImplementedError
 
+    def sample(self, posterior: Any, prior: Any, z: Any, training: bool) -> Sample:
+        """The values of z that the objective is taken at.
+
+        Args:
+          posterior: q(z|x), a distribution with batch shape `[B]`.
+          prior: p(z).
+          z: what the posterior block passes on, `[B, ...]` or `[S, B, ...]`.
+          training: whether the gradient is wanted.
+        """
+        del prior, training
+        if self.num_samples is not None:
+            return Sample(posterior.sample(self.num_samples, seed=noise.next_seed()))
+        one = z.shape.rank == 1 + posterior.event_shape.rank
+        return Sample(z[tf.newaxis] if one and not self.is_plain else z)
+
     def __call__(self, draws: Draws) -> tuple[Any, dict[str, Any]]:
         """The loss of each example, `[B]`, and what to report beside it."""
         if self.estimator == "reparameterized":
@@ -234,8 +285,11 @@ class Objective:
         """The derivative of the bound by each log weight, `[S, B]`."""
         return _derivative(self.bound, log_weights)
 
-    def advance(self, kl: Any) -> None:
+    def advance(self, kl: Any, kl_by_layer: Mapping[str, Any] | None = None) -> None:
         """Go on with what changes during training, after a step on examples with this KL `[B]`."""
+
+    def check_layers(self, num_layers: int) -> None:
+        """Raise ValueError if it is made for another number of layers of latent variables."""
 
     def title(self) -> str:
         """What errors call it."""
@@ -266,7 +320,8 @@ class Objective:
                 f"objective: got {self.title()} with the estimator {self.estimator!r}, for which "
                 f"draws of z have to be reparameterized, and those of the posterior "
                 f"{posterior.name} are not; wanted the estimator 'score_function', which ELBO, "
-                "IWAE, Renyi, CUBO and FDivergence have, or ReweightedWakeSleep"
+                "IWAE, Renyi, CUBO and FDivergence have, 'relaxed' or 'enumerated' of ELBO, or "
+                "ReweightedWakeSleep"
             )
 
     @property
@@ -280,6 +335,11 @@ class Objective:
         return None
 
     @property
+    def needs_exact_kl(self) -> bool:
+        """Whether the KL has to have a closed form, as its gradient cannot come from draws."""
+        return False
+
+    @property
     def is_plain(self) -> bool:
         """Whether it is the ELBO by automatic differentiation, which takes z in any form."""
         return False
@@ -287,7 +347,12 @@ class Objective:
     @property
     def uses_path(self) -> bool:
         """Whether the gradient reaches the posterior through z."""
-        return self.estimator not in ("score_function", "wake_sleep")
+        return self.estimator not in ("score_function", "wake_sleep", *_OF_DISCRETE)
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether the gradient is that of the loss as it is written, with z as they are."""
+        return self.estimator in ("reparameterized", *_OF_DISCRETE)
 
     def get_config(self) -> dict[str, Any]:
         """The configuration: JSON."""
@@ -315,21 +380,40 @@ class ELBO(Objective):
 
     The KL has the closed form that TFP knows, or else it is estimated from the same draws; then the
     bound is the mean of the log weights. With w != 1, or with free bits, the loss is no bound on
-    log p(x): `elbo` in the history is, always.
+    log p(x): `elbo` in the history is, always (but for relaxed draws, see below).
 
-    Estimators of the gradient, all unbiased: `"reparameterized"`; `"sticking_the_landing"`, which
-    leaves out a term of mean zero, so that its noise vanishes where the posterior is exact;
-    `"score_function"` for z that cannot be reparameterized.
+    Estimators of the gradient: `"reparameterized"`; `"sticking_the_landing"`, which leaves out a
+    term of mean zero, so that its noise vanishes where the posterior is exact; `"score_function"`
+    for z that cannot be reparameterized; all three unbiased. For classes and bits, `"enumerated"`
+    takes the exact mean over all states of z; and `"relaxed"` trains through continuous draws
+    q_tau(z|x) at a temperature tau, which is biased and of little noise:
+
+    $$ L_\tau(x) = \frac1S \sum_s \log p(x \mid z_s)
+       - w\, \mathrm{KL}\bigl(q(z \mid x)\ \|\ p(z)\bigr), \qquad z_s \sim q_\tau(z \mid x) $$
+
+    The KL is that of the discrete distributions, in closed form. L_tau tends to the ELBO as tau
+    falls, but is no bound at tau > 0. With a `prior_temperature` the KL is of the relaxed
+    distributions, log q_tau(z|x) - log p_tau'(z) at the draws, and L_tau is a bound on log p(x) of
+    the relaxed model, or with `straight_through` of the discrete one. In evaluation z is hard and
+    all numbers are of the discrete model, whatever was used in training.
 
     Args:
       kl_weight: the factor w: a number; a schedule of `tfpvae.schedules`, whose state is saved with
-        the model; or a `tf.Variable(..., trainable=False)` that a callback changes.
+        the model; or a `tf.Variable(..., trainable=False)` that a callback changes. A list of them
+        has one for each layer of a `HierarchicalVAE`, the one next to the data first.
       use_exact_kl: None for the closed form of the KL where TFP has one and Monte Carlo otherwise,
         True for the closed form or an error, False for Monte Carlo.
       num_samples: the number S of draws; None takes those that the posterior block passes on.
       estimator: of the gradient.
       free_bits: nats that the KL of each latent dimension, a mean over the batch, may have for
-        nothing: the term is sum_d max(free_bits, KL_d).
+        nothing: the term is sum_d max(free_bits, KL_d). Where z has several layers it is the KL of
+        each layer, in place of each dimension.
+      temperature: of relaxed draws: a positive number, or a schedule, as `schedules.Exponential`,
+        whose value is in the history as `temperature`.
+      straight_through: whether relaxed draws go to the decoder as the states next to them, with the
+        gradient of what they were.
+      prior_temperature: the temperature of the prior for the KL of the relaxed distributions; None
+        for the KL of the discrete ones.
 
     Raises:
       TypeError, ValueError: for a weight that is no number, negative, or trainable; free bits that
@@ -343,10 +427,12 @@ class ELBO(Objective):
     Source: Jordan et al., "An Introduction to Variational Methods for Graphical Models", 1999;
     Kingma and Welling, "Auto-Encoding Variational Bayes", 2014; Roeder, Wu and Duvenaud, "Sticking
     the Landing", 2017; Higgins et al., "beta-VAE", 2017 (the weight); Kingma et al., "Improving
-    Variational Inference with Inverse Autoregressive Flow", 2016 (free bits).
+    Variational Inference with Inverse Autoregressive Flow", 2016 (free bits); Jang, Gu and Poole,
+    "Categorical Reparameterization with Gumbel-Softmax", 2017, and Maddison, Mnih and Teh, "The
+    Concrete Distribution", 2017 (relaxed, the latter with the prior's temperature).
     """
 
-    estimators = ("reparameterized", "sticking_the_landing", "score_function")
+    estimators = ("reparameterized", "sticking_the_landing", "score_function", *_OF_DISCRETE)
 
     def __init__(
         self,
@@ -355,22 +441,38 @@ class ELBO(Objective):
         num_samples: int | None = None,
         estimator: str | None = None,
         free_bits: float = 0.0,
+        temperature: Any = None,
+        straight_through: bool = False,
+        prior_temperature: float | None = None,
     ) -> None:
         super().__init__(num_samples, estimator)
+        if isinstance(kl_weight, (list, tuple)):
+            kl_weight = schedules.PerLayer(kl_weight)
         if not isinstance(kl_weight, schedules.Schedule):
             regularizers.check_weight("kl_weight", kl_weight)
         self.free_bits = checks.number(
             "free_bits", free_bits, "a number of nats >= 0", lambda bits: 0.0 <= bits < math.inf
         )
         for name, given in (("free_bits", free_bits), ("use_exact_kl", use_exact_kl)):
-            if given and not self.is_plain:
+            if given and not self.differentiates:
                 raise ValueError(
                     f"{name}: got {given} with the estimator {self.estimator!r}, wanted "
                     f"{self.estimators[0]!r}: the other takes the gradient of the KL from draws"
                 )
         self._kl_weight, self._use_exact_kl = kl_weight, use_exact_kl
         self.schedule = kl_weight if isinstance(kl_weight, schedules.Schedule) else None
+        self._num_weights: int | None = None
         self.terms = () if isinstance(kl_weight, numbers.Real) else ("kl_weight",)
+        if isinstance(kl_weight, schedules.PerLayer):
+            self._num_weights = len(kl_weight.parts)
+            self.terms = tuple(f"kl_weight_{i + 1}" for i in range(self._num_weights))
+            if not self.is_plain:
+                raise ValueError(
+                    f"kl_weight: got a list with the estimator {self.estimator!r}, wanted one "
+                    f"weight, or {self.estimators[0]!r}: the other weights log p(z) - log q(z|x) "
+                    "as a whole"
+                )
+        self._set_relaxation(temperature, straight_through, prior_temperature)
 
     @property
     def kl_weight(self) -> Any:
@@ -383,6 +485,11 @@ class ELBO(Objective):
         return self._use_exact_kl
 
     @property
+    def needs_exact_kl(self) -> bool:
+        """Whether the KL has to have a closed form."""
+        return self.estimator == "relaxed" and self.prior_temperature is None
+
+    @property
     def is_plain(self) -> bool:
         """Whether it is trained by automatic differentiation."""
         return self.estimator == self.estimators[0]
@@ -393,13 +500,16 @@ class ELBO(Objective):
 
     def __call__(self, draws: Draws) -> tuple[Any, dict[str, Any]]:
         """The loss of each example, `[B]`, and the weight of the KL."""
-        nll = -tf.reduce_mean(draws.log_likelihood, axis=0)
+        nll = draws.nll
         weight = tf.cast(schedules.value_of(self.kl_weight), nll.dtype)
-        loss = nll + weight * (self._kl_beyond_free_bits(draws) if self.free_bits else draws.kl)
-        if not self.is_plain:
+        loss = nll + self._weighted_kl(draws, weight)
+        if not self.differentiates:
             draws = dataclasses.replace(draws, kl_weight=weight)
             loss = draws.loss(loss, self.coefficients(tf.stop_gradient(draws.log_weights)))
-        return loss, {"kl_weight": weight} if self.terms else {}
+        weights = tf.unstack(weight) if self._num_weights else [weight]
+        if "temperature" in self.terms:
+            weights = [*weights[: len(self.terms) - 1], self.temperature.value()]
+        return loss, dict(zip(self.terms, weights, strict=False))
 
     def coefficients(self, log_weights: Any) -> Coefficients:
         """The estimator of the gradient, from log weights `[S, B]`."""
@@ -409,10 +519,21 @@ class ELBO(Objective):
         # The slopes are the same for all draws: they would only add a score of mean zero.
         return Coefficients(slope, score=leave_one_out(self.bound, log_weights))
 
-    def advance(self, kl: Any) -> None:
+    def advance(self, kl: Any, kl_by_layer: Mapping[str, Any] | None = None) -> None:
         """Let a schedule go on."""
         if self.schedule is not None:
-            self.schedule.advance(tf.stop_gradient(tf.reduce_mean(kl)))
+            layers = tf.stack([*(kl_by_layer or {}).values()] or [kl]) if self._num_weights else kl
+            self.schedule.advance(tf.stop_gradient(tf.reduce_mean(layers, axis=-1)))
+        if isinstance(self.temperature, schedules.Schedule):
+            self.temperature.advance(tf.stop_gradient(tf.reduce_mean(kl)))
+
+    def check_layers(self, num_layers: int) -> None:
+        """Raise ValueError if there is a weight for each of another number of layers."""
+        if self._num_weights not in (None, num_layers):
+            raise ValueError(
+                f"kl_weight: got a list of {self._num_weights} weights, wanted one number, or a "
+                f"list of {num_layers}, one for each layer of latent variables"
+            )
 
     def get_config(self) -> dict[str, Any]:
         """The configuration: JSON."""
@@ -420,7 +541,16 @@ class ELBO(Objective):
             weight = keras.saving.serialize_keras_object(self.kl_weight)
         else:
             weight = regularizers.weight_config(self.kl_weight)
-        own = {"kl_weight": weight, "use_exact_kl": self.use_exact_kl, "free_bits": self.free_bits}
+        own = {
+            "kl_weight": weight,
+            "use_exact_kl": self._use_exact_kl,
+            "free_bits": self.free_bits,
+            "temperature": self.temperature,
+            "straight_through": self.straight_through,
+            "prior_temperature": self.prior_temperature,
+        }
+        if isinstance(self.temperature, schedules.Schedule):
+            own["temperature"] = keras.saving.serialize_keras_object(self.temperature)
         return own | super().get_config()
 
     @classmethod
@@ -431,17 +561,129 @@ class ELBO(Objective):
             weight = keras.saving.deserialize_keras_object(weight)
         else:
             weight = regularizers.weight_from_config(weight)
-        return cls(**config | {"kl_weight": weight})
+        temperature = config.get("temperature")
+        if isinstance(temperature, dict):
+            temperature = keras.saving.deserialize_keras_object(temperature)
+        return cls(**config | {"kl_weight": weight, "temperature": temperature})
 
-    def _kl_beyond_free_bits(self, draws: Draws) -> Any:
-        """`[B]`: its mean over the batch is sum_d max(free_bits, mean_b KL_bd)."""
-        assert draws.kl_by_dimension is not None
-        kl = draws.kl_by_dimension()
-        paid = tf.reduce_mean(kl, axis=0) > self.free_bits
-        return tf.reduce_sum(tf.where(paid, kl, tf.cast(self.free_bits, kl.dtype)), axis=1)
+    def sample(self, posterior: Any, prior: Any, z: Any, training: bool) -> Sample:
+        """All states of z; or relaxed draws, in training; or as any objective."""
+        if self.estimator == "enumerated":
+            return _all_states(posterior, prior, z.dtype)
+        if self.estimator == "relaxed" and training:
+            return self._relaxed_sample(posterior, prior, z)
+        return super().sample(posterior, prior, z, training)
+
+    def check_distribution(self, posterior: Any) -> None:
+        """Raise ValueError if the estimator is not one for such a posterior."""
+        super().check_distribution(posterior)
+        if self.estimator not in _OF_DISCRETE:
+            return
+        try:
+            num = discrete.num_states(posterior)
+        except TypeError as error:
+            hint = (
+                "; for densities, relaxed ones too, take 'reparameterized'"
+                if posterior.reparameterization_type == tfd.FULLY_REPARAMETERIZED
+                else "; wanted the estimator 'score_function'"
+            )
+            raise ValueError(
+                f"objective: the estimator {self.estimator!r}: the posterior {error}{hint}"
+            ) from None
+        if self.needs_exact_kl and discrete.has_layers(posterior):
+            raise ValueError(
+                "prior_temperature: got None, wanted a positive number: the KL of several layers "
+                "of discrete z has no closed form, and is taken from relaxed ones"
+            )
+        if self.estimator == "enumerated" and num > discrete.MAX_STATES_TRAINING:
+            raise ValueError(
+                f"objective: got the estimator 'enumerated' for a posterior of {num} states, "
+                f"wanted at most {discrete.MAX_STATES_TRAINING}; take 'relaxed' or "
+                "'score_function'"
+            )
+
+    def _set_relaxation(
+        self, temperature: Any, straight_through: bool, prior_temperature: float | None
+    ) -> None:
+        """Check and keep what belongs to relaxed draws, and to no others."""
+        is_relaxed = self.estimator == "relaxed"
+        given = {
+            "temperature": temperature is not None,
+            "straight_through": straight_through,
+            "prior_temperature": prior_temperature is not None,
+        }
+        for name, is_given in given.items():
+            if is_given and not is_relaxed:
+                raise ValueError(
+                    f"{name}: got it with the estimator {self.estimator!r}, wanted it with "
+                    "'relaxed', whose draws have a temperature"
+                )
+        if is_relaxed and isinstance(temperature, schedules.Schedule):
+            if not float(temperature.value()) > 0.0:
+                raise ValueError(
+                    f"temperature: got {type(temperature).__name__}, which starts at "
+                    f"{float(temperature.value()):g}, wanted a schedule of positive numbers, as "
+                    "schedules.Exponential(1.0, 0.5, num_steps=1000)"
+                )
+            self.terms = (*self.terms, "temperature")
+        elif is_relaxed:
+            temperature = checks.positive_number("temperature", temperature)
+        if prior_temperature is not None:
+            prior_temperature = checks.positive_number("prior_temperature", prior_temperature)
+            if self.free_bits or self._use_exact_kl:
+                raise ValueError(
+                    "prior_temperature: got it with "
+                    + ("free_bits" if self.free_bits else "use_exact_kl=True")
+                    + ", wanted None: the KL of relaxed distributions has no closed form"
+                )
+        if is_relaxed and prior_temperature is None and self._use_exact_kl is False:
+            raise ValueError(
+                "use_exact_kl: got False with the estimator 'relaxed', wanted None: the KL of "
+                "discrete distributions has no gradient through draws; with prior_temperature= "
+                "it is taken from relaxed ones"
+            )
+        if self.estimator == "enumerated" and self.num_samples is not None:
+            raise ValueError(
+                f"num_samples: got {self.num_samples} with the estimator 'enumerated', wanted "
+                "None: it takes all states"
+            )
+        self.temperature = temperature
+        self.straight_through = bool(straight_through)
+        self.prior_temperature = prior_temperature
+
+    def _relaxed_sample(self, posterior: Any, prior: Any, z: Any) -> Sample:
+        """Relaxed draws, as many as the objective takes or the posterior block passes on."""
+        temperature = schedules.value_of(self.temperature)
+        q = discrete.Relaxation(posterior, temperature, self.straight_through)
+        several = z.shape.rank > 1 + posterior.event_shape.rank
+        num = self.num_samples or (tf.shape(z)[0] if several else 1)
+        z, y = q.sample(num, seed=noise.next_seed())
+        if self.prior_temperature is None:
+            return Sample(z)
+        p = discrete.Relaxation(prior, self.prior_temperature, self.straight_through)
+        try:
+            pairs = zip(q.log_probs(y), p.log_probs(y), strict=True)
+        except TypeError as error:
+            raise TypeError(f"prior_temperature: the prior cannot be relaxed: {error}") from None
+        kl = [tf.reduce_mean(log_q - log_p, axis=0) for log_q, log_p in pairs]
+        return Sample(z, kl_by_layer=kl)
+
+    def _weighted_kl(self, draws: Draws, weight: Any) -> Any:
+        """`[B]`: its mean over the batch is sum_d w_d max(free_bits, mean_b KL_bd)."""
+        if not (self._num_weights or self.free_bits):
+            return weight * draws.kl
+        if self._num_weights or len(draws.kl_by_layer) > 1:
+            kl = tf.stack([*draws.kl_by_layer.values()] or [draws.kl], axis=1)
+        else:
+            assert draws.kl_by_dimension is not None
+            kl = draws.kl_by_dimension()
+        if self.free_bits:
+            paid = tf.reduce_mean(kl, axis=0) > self.free_bits
+            kl = tf.where(paid, kl, tf.cast(self.free_bits, kl.dtype))
+        return tf.reduce_sum(weight * kl, axis=1)
 
     def _needs_draws(self, conversion: str) -> bool:
-        return conversion != "sample" and not self.is_plain
+        return conversion != "sample" and not self.is_plain and self.estimator != "enumerated"
 
     def _hint(self, estimator: str) -> str:
         if estimator == "doubly_reparameterized":
@@ -887,6 +1129,14 @@ def leave_one_out(bound: Callable[[Any], Any], log_weights: Any) -> Any:
     is_own = tf.eye(size, dtype=tf.bool)[..., tf.newaxis]
     replaced = tf.where(is_own, others[tf.newaxis], log_weights[:, tf.newaxis])  # [S, S, B]
     return bound(log_weights) - bound(replaced)
+
+
+def _all_states(posterior: Any, prior: Any, dtype: Any) -> Sample:
+    """All states of z `[S, 1, ...]`, their probabilities q(z|x) `[S, B]`, and the exact KL."""
+    z = discrete.states(posterior, tf.range(discrete.num_states(posterior)), dtype)[:, tf.newaxis]
+    pairs = [*zip(discrete.log_probs(posterior, z), discrete.log_probs(prior, z), strict=True)]
+    q = tf.exp(sum(log_q for log_q, _ in pairs))
+    return Sample(z, q, [tf.reduce_sum(q * (log_q - log_p), axis=0) for log_q, log_p in pairs])
 
 
 def _with_gradient_of(value: Any, source: Any, keep: bool = False) -> Any:

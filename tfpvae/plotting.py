@@ -341,6 +341,66 @@ def image_rows(rows: Mapping[str, ArrayLike], ax: Axes | None = None) -> Axes:
     return _draw_rows(images, ax)
 
 
+def traversals(
+    images: ArrayLike,
+    values: ArrayLike,
+    units: ArrayLike | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw decoded images in which one latent unit after the other is moved, a row for each.
+
+    Args:
+      images: what was decoded, [L, num, H, W], [L, num, H, W, 1] or [L, num, H, W, 3], or
+        [L, num, H*W] for square images: for each of L units as many images as it took values.
+      values: those values, [L, num]; each row's name tells the first and the last. If they are the
+        same in all rows, the columns are labelled instead.
+      units: the numbers of the units, 0 to L - 1 if None.
+      ax: the Axes to draw on.
+
+    Returns:
+      The Axes.
+
+    Raises:
+      TypeError: an argument does not hold numbers.
+      ValueError: wrong shapes, no images, NaN, infinity, or colours out of range.
+
+    Example:
+      >>> images = np.random.default_rng(0).random((2, 3, 8, 8))
+      >>> ax = traversals(images, [[-1, 0, 1], [-2, 0, 2]], units=[4, 1])
+      >>> [tick.get_text() for tick in ax.get_yticklabels()]
+      ['z[4]: −1.0 to 1.0', 'z[1]: −2.0 to 2.0']
+    """
+    values = _numbers("values", values)
+    if values.ndim != 2:
+        raise ValueError(f"values must be [L, num], got {list(values.shape)}")
+    shape = np.shape(images)
+    if shape[:2] != values.shape or len(shape) < 3:
+        raise ValueError(
+            f"images must be {list(values.shape)} as values, and the axes of an image, got "
+            f"{list(shape)}"
+        )
+    numbers_ = np.arange(len(values)) if units is None else np.asarray(units)
+    if numbers_.shape != (len(values),) or numbers_.dtype.kind not in "iu":
+        raise ValueError(f"units must be {len(values)} integers, one for each row, got {units!r}")
+    pictures = _images("images", np.reshape(images, (-1, *shape[2:])))
+    pictures = pictures.reshape(*values.shape, *pictures.shape[1:])
+    alike = not np.ptp(values, axis=0).any()
+    ends = [_tick_labels(row[[0, -1]]) for row in values]
+    names = [
+        f"z[{unit}]" + ("" if alike else f": {low} to {high}")
+        for unit, (low, high) in zip(numbers_, ends, strict=True)
+    ]
+    if len(set(names)) < len(names):
+        raise ValueError(f"units must differ, got {numbers_.tolist()}")
+    ax = _draw_rows(dict(zip(names, pictures, strict=True)), ax)
+    if alike:
+        width = pictures.shape[3] + 2  # With the margin.
+        ax.set_xticks(
+            (np.arange(values.shape[1]) + 0.5) * width - 0.5, labels=_tick_labels(values[0])
+        )
+    return ax
+
+
 def imputations(
     originals: ArrayLike,
     observed: ArrayLike,

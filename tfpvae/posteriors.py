@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras as keras
 
-from tfpvae import layers
+from tfpvae import blocks, checks, distributions, flows, layers
 
 tfd = tfp.distributions
 
@@ -69,3 +70,272 @@ class FullRankNormal(layers.DistributionLayer):
 
     def __init__(self, event_shape: Any, **kwargs: Any) -> None:
         super().__init__(tfd.MultivariateNormalTriL, event_shape, **kwargs)
+
+
+# Discrete z, and their continuous relaxations.
+
+
+@keras.saving.register_keras_serializable("tfpvae.posteriors")
+class OneHotCategorical(layers.DistributionLayer):
+    r"""The posterior of classes, as vectors of zeros with a single one along the last axis.
+
+    $$ q(z \mid x) = \prod_n \prod_k \pi_{nk}(x)^{z_{nk}},
+       \qquad \pi_n = \operatorname{softmax}(t_n) $$
+
+    Its draws are not reparameterized: the gradient is that of an objective for discrete z,
+    `ELBO(estimator="relaxed")`, `"enumerated"` or `"score_function"`,
+    `IWAE(estimator="score_function")`, or `ReweightedWakeSleep`.
+
+    Shapes: input `[B, N * K]` logits, z `[B, N, K]`, or `[S, B, N, K]` with `num_samples=S`.
+
+    Args:
+      event_shape: shape of z: `(N, K)` for N variables of K classes each, `(K,)` for one.
+      sample_dtype: of the draws, the layer's own if None.
+      **kwargs: what `DistributionLayer` takes.
+
+    Example:
+      >>> posterior = OneHotCategorical((2, 3))
+      >>> posterior.params_size
+      6
+      >>> z = posterior(tf.zeros([1, 6])).sample(seed=[0, 0])
+      >>> z.shape, tf.reduce_sum(z, axis=-1).numpy()
+      (TensorShape([1, 2, 3]), array([[1., 1.]], dtype=float32))
+
+    Source: Jang, Gu and Poole, "Categorical Reparameterization with Gumbel-Softmax", 2017.
+    """
+
+    def __init__(self, event_shape: Any, *, sample_dtype: str | None = None, **kwargs: Any) -> None:
+        sample_dtype = sample_dtype or blocks.full_precision(kwargs.get("dtype"))
+        super().__init__(tfd.OneHotCategorical, event_shape, sample_dtype=sample_dtype, **kwargs)
+
+
+@keras.saving.register_keras_serializable("tfpvae.posteriors")
+class Bernoulli(layers.DistributionLayer):
+    r"""The posterior of independent bits.
+
+    $$ q(z \mid x) = \prod_d \pi_d(x)^{z_d} (1 - \pi_d(x))^{1 - z_d},
+       \qquad \pi_d = \operatorname{sigmoid}(t_d) $$
+
+    Its draws are not reparameterized, see `OneHotCategorical` for the objectives that train it.
+
+    Shapes: input `[B, D]` logits, z `[B, D]`, or `[S, B, D]` with `num_samples=S`.
+
+    Args:
+      event_shape: shape of z, a tuple or a size.
+      sample_dtype: of the draws, the layer's own if None.
+      **kwargs: what `DistributionLayer` takes.
+
+    Example:
+      >>> Bernoulli(2)(tf.constant([[-30.0, 30.0]])).sample(seed=[0, 0]).numpy()
+      array([[0., 1.]], dtype=float32)
+
+    Source: Mnih and Gregor, "Neural Variational Inference and Learning in Belief Networks", 2014.
+    """
+
+    def __init__(self, event_shape: Any, *, sample_dtype: str | None = None, **kwargs: Any) -> None:
+        sample_dtype = sample_dtype or blocks.full_precision(kwargs.get("dtype"))
+        super().__init__(distributions.Bernoulli, event_shape, sample_dtype=sample_dtype, **kwargs)
+
+
+@keras.saving.register_keras_serializable("tfpvae.posteriors")
+class RelaxedOneHotCategorical(layers.DistributionLayer):
+    r"""The continuous relaxation of classes, a density on the simplex.
+
+    $$ z_{nk} = \operatorname{softmax}_k\bigl((t_{nk}(x) + g_{nk}) / \tau\bigr), \qquad
+       g_{nk} \sim \operatorname{Gumbel} $$
+
+    Its draws are reparameterized, and every objective works. The model is a continuous one: it
+    goes with `priors.RelaxedOneHotCategorical`, and its ELBO is a bound on log p(x) of that model.
+    To train a discrete model through relaxed draws take `OneHotCategorical` and
+    `ELBO(estimator="relaxed")`, where there is straight-through, too: a hard z has no density here.
+
+    A draw is scored by what it was made from, so that it may lie on a corner to within rounding.
+    The estimators `"sticking_the_landing"` and `"doubly_reparameterized"` score z itself: keep the
+    temperature at 0.3 or more for them.
+
+    Shapes: input `[B, N * K]` logits, z `[B, N, K]`, or `[S, B, N, K]` with `num_samples=S`.
+
+    Args:
+      event_shape: shape of z: `(N, K)` for N variables of K classes each, `(K,)` for one.
+      temperature: the number tau > 0.
+      **kwargs: what `DistributionLayer` takes.
+
+    Raises:
+      ValueError: for a temperature that is not positive.
+
+    Example:
+      >>> z = RelaxedOneHotCategorical((2, 3), temperature=0.5)(tf.zeros([1, 6])).sample()
+      >>> tf.reduce_sum(z, axis=-1).numpy().round(5)
+      array([[1., 1.]], dtype=float32)
+
+    Source: Maddison, Mnih and Teh, "The Concrete Distribution", 2017; Jang, Gu and Poole,
+    "Categorical Reparameterization with Gumbel-Softmax", 2017.
+    """
+
+    def __init__(self, event_shape: Any, temperature: float, **kwargs: Any) -> None:
+        super().__init__(
+            distributions.RelaxedOneHotCategorical,
+            event_shape,
+            temperature=checks.positive_number("temperature", temperature),
+            **kwargs,
+        )
+
+
+@keras.saving.register_keras_serializable("tfpvae.posteriors")
+class RelaxedBernoulli(layers.DistributionLayer):
+    r"""The continuous relaxation of bits, a density on the unit cube.
+
+    $$ z_d = \operatorname{sigmoid}\bigl((t_d(x) + l_d) / \tau\bigr), \qquad
+       l_d \sim \operatorname{Logistic}(0, 1) $$
+
+    Its draws are reparameterized, and every objective works; see `RelaxedOneHotCategorical`. It
+    goes with `priors.RelaxedBernoulli`.
+
+    Shapes: input `[B, D]` logits, z `[B, D]`, or `[S, B, D]` with `num_samples=S`.
+
+    Args:
+      event_shape: shape of z, a tuple or a size.
+      temperature: the number tau > 0.
+      **kwargs: what `DistributionLayer` takes.
+
+    Raises:
+      ValueError: for a temperature that is not positive.
+
+    Example:
+      >>> q = RelaxedBernoulli(2, temperature=0.5)(tf.zeros([1, 2]))
+      >>> q.log_prob([[0.5, 0.5]]).numpy().round(3)  # log (tau^2)
+      array([-1.386], dtype=float32)
+
+    Source: Maddison, Mnih and Teh, "The Concrete Distribution", 2017.
+    """
+
+    def __init__(self, event_shape: Any, temperature: float, **kwargs: Any) -> None:
+        super().__init__(
+            distributions.RelaxedBernoulli,
+            event_shape,
+            temperature=checks.positive_number("temperature", temperature),
+            **kwargs,
+        )
+
+
+# Posteriors that are no longer Gaussian: others, pushed through a normalizing flow.
+
+
+@keras.saving.register_keras_serializable("tfpvae.posteriors")
+class Flow(blocks.Block):
+    r"""A simple posterior pushed through a normalizing flow.
+
+    $$ z = f(z_0;\ x), \quad z_0 \sim q_0(z_0 \mid x), \qquad
+       \log q(z \mid x) = \log q_0(z_0 \mid x)
+       - \log \Bigl| \det \frac{\partial f}{\partial z_0} \Bigr| $$
+
+    It is reparameterized if its base is. The KL to a prior has no closed form; it is estimated from
+    the draws. Nor has the mean: `mean()`, and so `VAE.predict`, takes an estimate from 256 draws
+    that are always the same, see `flows.FlowDistribution`.
+
+    The log density of a draw comes with it. Estimators of the gradient other than
+    "reparameterized" score z anew, which inverts the flow: D passes for each network of an
+    `InverseAutoregressive` flow.
+
+    Shapes: input `[B, base.params_size + size of the flow's parameters]` (those of the base come
+    first), z `[B, D]`, or `[S, B, D]` with `num_samples=S`.
+
+    Args:
+      event_shape: the size D of z.
+      flow: one of `tfpvae.flows`, as a description: the block makes a flow of its own from it.
+      base: the block of q_0, as a description too; `DiagonalNormal` if None. Any continuous block
+        of the same `event_shape`, also another `Flow`.
+      convert_to_tensor_fn: what other layers see: "sample", or an estimate of the "mean", "stddev"
+        or "variance".
+      num_samples: with "sample", how many draws.
+      **kwargs: of any Keras layer.
+
+    Raises:
+      TypeError: for a flow or a base that is none.
+      ValueError: for z that is no vector or not of the flow's or the base's size, a discrete base.
+
+    Example:
+      >>> from tfpvae import flows
+      >>> posterior = Flow(2, flows.Planar(8))
+      >>> posterior.params_size, Flow.params_size(2, flows.Planar(8))
+      (44, 44)
+      >>> q = posterior(tf.zeros([5, 44]))
+      >>> q.log_prob(q.sample(3)).shape
+      TensorShape([3, 5])
+
+    Source: Rezende and Mohamed, "Variational Inference with Normalizing Flows", 2015.
+    """
+
+    parts = ("flow", "base")
+
+    def __init__(
+        self,
+        event_shape: Any,
+        flow: Any,
+        base: Any = None,
+        *,
+        convert_to_tensor_fn: Any = "sample",
+        num_samples: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        conversion = blocks.Conversion(convert_to_tensor_fn, num_samples)
+        if conversion.name == "mode":
+            raise ValueError(
+                "convert_to_tensor_fn: got 'mode', which a flow has no formula for, wanted "
+                "'sample' or 'mean'"
+            )
+        super().__init__(event_shape, conversion, **kwargs)
+        with tf.init_scope():
+            self.flow = flows.own_flow(flow, self.event_shape, self.dtype)
+            self.base = self._own_base(base)
+        self.complete()
+
+    def free_parameters(self) -> tuple[blocks.Parameter, ...]:
+        """Those of the base, and those of the flow."""
+        mapped = (p._replace(name=f"flow_{p.name}") for p in self.flow.free_parameters())
+        return (*self.base.free, *mapped)
+
+    def build_distribution(self, parameters: dict[str, Any], **kwargs: Any) -> Any:
+        """The distribution, from its free parameters; `kwargs` go to its constructor."""
+        base = {p.name: parameters[p.name] for p in self.base.free}
+        flow = {p.name: parameters[f"flow_{p.name}"] for p in self.flow.free_parameters()}
+        return flows.FlowDistribution(
+            self.base.build_distribution(base, **kwargs), self.flow.bijector(flow), **kwargs
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration: JSON."""
+        made = {"flow": self.flow, "base": self.base}
+        return super().get_config() | {
+            name: keras.saving.serialize_keras_object(part) for name, part in made.items()
+        }
+
+    def title(self) -> str:
+        """What errors call the layer: `Planar Flow`."""
+        return f"{type(self.flow).__name__} Flow"
+
+    def _own_base(self, base: Any) -> Any:
+        """The block of q_0, one of its own."""
+        if base is None:
+            return DiagonalNormal(self.event_shape, dtype=self.dtype, name="base")
+        checks.refuse_keras3("base", base)
+        if not isinstance(base, blocks.Block):
+            raise TypeError(f"base: got {base!r}, wanted a block, as posteriors.FullRankNormal(2)")
+        if base.event_shape != self.event_shape:
+            raise ValueError(
+                f"base: got one of event_shape {base.event_shape}, wanted {self.event_shape}, that "
+                "of z"
+            )
+        q = base.new(tf.zeros([base.params_size], base.dtype))
+        support = q.experimental_default_event_space_bijector()
+        if support is None:
+            raise ValueError(
+                f"base: got {base.title()}, a flow on a discrete base, wanted a continuous one: a "
+                "flow stretches densities"
+            )
+        if support.inverse_event_shape(self.event_shape) != self.event_shape:
+            raise ValueError(
+                f"base: got {base.title()}, whose values lie on a surface, wanted one with a "
+                f"density in all {self.event_shape[0]} dimensions"
+            )
+        return type(base).from_config(base.get_config() | {"dtype": self.dtype})

@@ -15,6 +15,7 @@ import tf_keras as keras
 from tfpvae import (
     blocks,
     checks,
+    flows,
     inputs,
     likelihoods,
     losses,
@@ -66,7 +67,8 @@ class BayesianRegression(training.ProbabilisticModel):
         normal if None. What the prior leaves free is learned (type-II maximum likelihood):
         `priors.Normal(loc=0.0)` learns its scale.
       posterior: q(w), a block, or a function from D to a block, such as a class of
-        `tfpvae.posteriors`; `posteriors.FullRankNormal` if None.
+        `tfpvae.posteriors`; `posteriors.FullRankNormal` if None. Of flows take one whose inverse
+        is quick: `lambda size: posteriors.Flow(size, flows.RealNVP())`.
       depends: names of the parameters of the likelihood that depend on x; its location if None.
       fit_intercept: whether what depends on x has an intercept. Not with ordinal likelihoods, whose
         cutpoints are intercepts.
@@ -199,7 +201,7 @@ class BayesianRegression(training.ProbabilisticModel):
         shape = (self._num_features,)
         self.center = self.add_weight("center", shape, initializer="zeros", **state)
         self.scale = self.add_weight("scale", shape, initializer="ones", **state)
-        whole = isinstance(self._posterior, posteriors.FullRankNormal)
+        whole = _has_covariance(self._posterior)
         self.start = self.add_weight("start", (size,), initializer="zeros", **state)
         self.spread = self.add_weight(
             "spread",
@@ -326,9 +328,10 @@ class BayesianRegression(training.ProbabilisticModel):
 
     # Training.
 
-    def get_compile_config(self) -> dict[str, Any]:
-        """The arguments of `compile`, and who called it."""
-        return super().get_compile_config() | {"by_fit": self._compiled_by_fit}
+    def get_compile_config(self) -> dict[str, Any] | None:
+        """The arguments of `compile`, and who called it; None before it."""
+        config = super().get_compile_config()
+        return config and config | {"by_fit": self._compiled_by_fit}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as the saved model was; the next `fit` takes a new optimizer if the last did."""
@@ -427,7 +430,8 @@ class BayesianRegression(training.ProbabilisticModel):
             epochs=plan.epochs,
             **settings,
         )
-        if not np.isfinite(self.unconstrained).all():
+        learned = (self.unconstrained, *self._posterior.weights)
+        if not all(np.isfinite(weight).all() for weight in learned):
             raise FloatingPointError(
                 "loss: got NaN or infinite values on the way, so there is no posterior: a narrower "
                 "prior, standardize=True or a smaller learning rate may help"
@@ -992,7 +996,17 @@ def _affine(q: Any, matrix: Any, shift: Any) -> Any:
         loc = tf.linalg.matvec(matrix, q.loc) + shift
         return tfd.MultivariateNormalTriL(loc, tf.linalg.matmul(matrix, q.scale.to_dense()))
     scale = tfb.ScaleMatvecTriL(matrix) if whole else tfb.ScaleMatvecDiag(matrix)
+    if isinstance(q, flows.FlowDistribution):  # Which can tell its moments.
+        chain = tfb.Chain([tfb.Shift(shift), scale, q.bijector])
+        return flows.FlowDistribution(q.distribution, chain)
     return tfd.TransformedDistribution(q, tfb.Chain([tfb.Shift(shift), scale]))
+
+
+def _has_covariance(posterior: Any) -> bool:
+    """Whether the coefficients are correlated normals, or a flow of such."""
+    if isinstance(posterior, posteriors.Flow):
+        return _has_covariance(posterior.base)
+    return isinstance(posterior, posteriors.FullRankNormal)
 
 
 def _draws(q: Any, num: int) -> Any:

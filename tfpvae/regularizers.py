@@ -7,7 +7,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras as keras
 
-from tfpvae import blocks, checks, noise, serialization
+from tfpvae import blocks, checks, discrete, noise, serialization
 
 tfd = tfp.distributions
 
@@ -105,6 +105,7 @@ class KLDivergenceRegularizer(tfp.layers.KLDivergenceRegularizer):
                 f"prior and posterior differ in size: the prior has events of shape "
                 f"{tuple(p.event_shape)}, the posterior of shape {tuple(q.event_shape)}"
             )
+        discrete.check_same_kind(q, p)
         if self.use_exact_kl is not False:
             try:
                 return tfd.kl_divergence(*_comparable(q, p))
@@ -112,9 +113,9 @@ class KLDivergenceRegularizer(tfp.layers.KLDivergenceRegularizer):
                 if self.use_exact_kl:
                     raise ValueError(
                         f"use_exact_kl: TFP has no closed form of KL({q.name} || {p.name}); "
-                        "use_exact_kl=None falls back to Monte Carlo"
+                        "use_exact_kl=None falls back to Monte Carlo, but not for relaxed draws"
                     ) from None
-        z = self._draws(distribution_a, q) if draws is None else draws
+        z = self.draws(distribution_a) if draws is None else draws
         log_ratio = q.log_prob(z) - p.log_prob(z)
         sample_ndims = log_ratio.shape.rank - q.batch_shape.rank
         return tf.reduce_mean(log_ratio, axis=range(sample_ndims))
@@ -191,8 +192,13 @@ class KLDivergenceRegularizer(tfp.layers.KLDivergenceRegularizer):
         weight = weight_from_config(config["weight"])
         return cls(**config | {"distribution_b": prior, "weight": weight})
 
-    def _draws(self, distribution_a: Any, q: Any) -> Any:
-        """Draws `[S, B, ...]` or `[B, ...]` of z from q."""
+    def draws(self, distribution_a: Any) -> Any:
+        """Draws of z, `[S, B, ...]` or `[B, ...]`: those that the layer passes on, or its own.
+
+        Args:
+          distribution_a: the posterior q(z|x), what a posterior layer returned.
+        """
+        q = getattr(distribution_a, "tensor_distribution", distribution_a)
         if self.num_samples is not None:
             return q.sample(self.num_samples, seed=noise.next_seed())
         conversion = getattr(distribution_a, "_convert_to_tensor_fn", None)

@@ -10,14 +10,24 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_probability as tfp
 import tf_keras as keras
 
-from tfpvae import checks, datasets, likelihoods, models, objectives, posteriors, priors
+from tfpvae import (
+    checks,
+    datasets,
+    diagnostics,
+    hierarchical,
+    likelihoods,
+    models,
+    objectives,
+    posteriors,
+    priors,
+)
 
 tfb = tfp.bijectors
 
@@ -37,23 +47,25 @@ class ReproductionError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class SetUp:
-    """A published experiment of Burda, Grosse and Salakhutdinov (2015): one stochastic layer.
+    """A published experiment of Burda, Grosse and Salakhutdinov (2015).
 
     Attributes:
       name: what `reproduce` calls it.
       bound: "ELBO" or "IWAE", what is maximized.
       num_samples: the number k of draws of z for each example.
       published: the mean of -log p(x) over the test set, in nats, from their table 1.
-      published_active: the number of active units, from the same table.
+      published_active: the number of active units, from the same table, or None.
       replicated: the mean of -log p(x) that an independent TensorFlow program reports.
+      num_layers: the number of layers of latent variables, 1 or 2.
     """
 
     name: str
     bound: str
     num_samples: int
     published: float
-    published_active: int
+    published_active: int | None
     replicated: float
+    num_layers: int = 1
 
     def objective(self) -> objectives.Objective:
         """The bound as an objective; as in the paper, the KL is estimated from the draws."""
@@ -70,6 +82,11 @@ _SET_UPS = {
         SetUp("burda-vae-k50", "ELBO", 50, 86.35, 20, 86.06),
         SetUp("burda-iwae-k5", "IWAE", 5, 85.54, 22, 85.18),
         SetUp("burda-iwae-k50", "IWAE", 50, 84.78, 25, 84.59),
+        SetUp("burda-vae-2-k1", "ELBO", 1, 85.33, None, 84.83, num_layers=2),
+        SetUp("burda-vae-2-k5", "ELBO", 5, 85.01, None, 84.08, num_layers=2),
+        SetUp("burda-vae-2-k50", "ELBO", 50, 84.78, None, 83.89, num_layers=2),
+        SetUp("burda-iwae-2-k5", "IWAE", 5, 83.89, None, 83.48, num_layers=2),
+        SetUp("burda-iwae-2-k50", "IWAE", 50, 82.90, None, 82.82, num_layers=2),
     )
 }
 
@@ -79,10 +96,15 @@ class _Sizes(NamedTuple):
 
     max_level: int
     hidden: tuple[int, ...]
-    latent_size: int
+    latent_size: int  # of the last layer of latent variables
+    lower_latent_size: int  # of the first one, if there are two
+    upper_hidden: tuple[int, ...]  # between the two
 
 
-_DATASETS = {"mnist": _Sizes(255, (200, 200), 50), "digits": _Sizes(16, (50, 50), 10)}
+_DATASETS = {
+    "mnist": _Sizes(255, (200, 200), 50, 100, (100, 100)),
+    "digits": _Sizes(16, (50, 50), 10, 20, (25, 25)),
+}
 
 
 class Result(NamedTuple):
@@ -96,6 +118,7 @@ class Result(NamedTuple):
       active_units: latent variables whose posterior means vary by more than 0.01.
       epochs: passes over the training data.
       seconds: of training.
+      active_by_layer: the active units of each layer of latent variables, if there are several.
     """
 
     seed: int
@@ -105,6 +128,16 @@ class Result(NamedTuple):
     active_units: int
     epochs: float
     seconds: float
+    active_by_layer: tuple[int, ...] = ()
+
+    @property
+    def active(self) -> str:
+        """The active units as the tables show them: "20", or "16+5" in two layers."""
+        return "+".join(map(str, self.active_by_layer or (self.active_units,)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as JSON."""
+        return self._asdict() | {"active_by_layer": list(self.active_by_layer)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +178,7 @@ class Report:
             "name": self.set_up.name,
             "settings": self.settings,
             "evaluation": self.evaluation,
-            "seeds": {str(result.seed): result._asdict() for result in self.results},
+            "seeds": {str(result.seed): result.as_dict() for result in self.results},
             "mean": self.mean,
             "sd": self.sd,
             "published": self.published,
@@ -160,7 +193,7 @@ class Report:
         ]
         lines += [
             f"{r.seed:>4}  {r.nll:>10.2f}  {r.nll_standard_error:>7.2f}  {r.negative_elbo:>7.2f}  "
-            f"{r.active_units:>12}  {r.epochs:>8.2f}  {r.seconds:>8.0f}"
+            f"{r.active:>12}  {r.epochs:>8.2f}  {r.seconds:>8.0f}"
             for r in self.results
         ]
         sd = "" if self.sd is None else f", sd over {len(self.results)} seeds {self.sd:.2f}"
@@ -168,9 +201,11 @@ class Report:
         if self.published is None:
             lines.append("no number was published for these data")
         else:
+            active = self.set_up.published_active
             lines.append(
-                f"published {self.published:.2f} with {self.set_up.published_active} active units, "
-                f"for {sum(3**i for i in range(_STAGES))} epochs"
+                f"published {self.published:.2f}"
+                + ("" if active is None else f" with {active} active units")
+                + f", for {sum(3**i for i in range(_STAGES))} epochs"
             )
         return "\n".join(lines)
 
@@ -180,12 +215,12 @@ def listing() -> str:
 
     Example:
       >>> print(listing().splitlines()[1])
-      burda-vae-k1    ELBO     1      86.76            19        86.35
+      burda-vae-k1       ELBO     1      86.76            19        86.35
     """
-    head = "name            bound    k  -log p(x)  active units  replication"
+    head = "name               bound    k  -log p(x)  active units  replication"
     rows = [
-        f"{s.name:<14}  {s.bound:<5}  {s.num_samples:>3}  {s.published:>9.2f}  "
-        f"{s.published_active:>12}  {s.replicated:>11.2f}"
+        f"{s.name:<17}  {s.bound:<5}  {s.num_samples:>3}  {s.published:>9.2f}  "
+        f"{s.published_active or '-':>12}  {s.replicated:>11.2f}"
         for s in _SET_UPS.values()
     ]
     return "\n".join([head, *rows])
@@ -326,26 +361,41 @@ class _Images(NamedTuple):
 
 
 def _build(set_up: SetUp, images: _Images, seed: int) -> models.VAE:
-    """The model before training: two tanh layers both ways, a diagonal normal, Bernoulli pixels."""
+    """The model before training: two tanh layers both ways, diagonal normals, Bernoulli pixels."""
     data_size = images.train.shape[1]
-    _, hidden, latent_size = images.sizes
+    sizes = images.sizes
+    two = set_up.num_layers == 2
+    z1_size = sizes.lower_latent_size if two else sizes.latent_size
     seeds = iter(np.random.SeedSequence(seed).generate_state(16).tolist())
 
     def dense(units: int, activation: str | None = "tanh") -> Any:
         initializer = keras.initializers.GlorotUniform(next(seeds))
         return keras.layers.Dense(units, activation, kernel_initializer=initializer)
 
-    posterior = posteriors.DiagonalNormal(latent_size, constraints={"scale": tfb.Exp()})
+    def network(size: int, hidden: tuple[int, ...], end: Callable[[], Iterable[Any]]) -> Any:
+        # In this order, as each layer takes the next seed.
+        return keras.Sequential([keras.Input((size,)), *map(dense, hidden), *end()])
+
+    def normal(kind: Any, size: int) -> Callable[[], Iterable[Any]]:
+        block = kind(size, constraints={"scale": tfb.Exp()})
+        return lambda: (dense(block.params_size, None), block)
+
     likelihood = likelihoods.Bernoulli(data_size)
     pixels = dense(likelihood.params_size, None)
-    encoder = [*map(dense, hidden), dense(posterior.params_size, None), posterior]
-    decoder = [*map(dense, hidden), pixels, likelihood]
-    vae = models.VAE(
-        priors.StandardNormal(latent_size),
-        keras.Sequential([keras.Input((data_size,)), *encoder]),
-        keras.Sequential([keras.Input((latent_size,)), *decoder]),
-        seed=seed,
-    )
+    prior = priors.StandardNormal(sizes.latent_size)
+    vae: models.VAE
+    encoder = network(data_size, sizes.hidden, normal(posteriors.DiagonalNormal, z1_size))
+    decoder = network(z1_size, sizes.hidden, lambda: (pixels, likelihood))
+    if two:
+        z2_size, between = sizes.latent_size, sizes.upper_hidden
+        encoders = [
+            encoder,
+            network(z1_size, between, normal(posteriors.DiagonalNormal, z2_size)),
+        ]
+        decoders = [decoder, network(z2_size, between, normal(likelihoods.Normal, z1_size))]
+        vae = hierarchical.HierarchicalVAE(prior, encoders, decoders, seed=seed)
+    else:
+        vae = models.VAE(prior, encoder, decoder, seed=seed)
     pixels.bias.assign(images.logits())
     vae.compile(
         keras.optimizers.Adam(beta_1=0.9, beta_2=0.999, epsilon=1e-4),
@@ -399,7 +449,11 @@ class _Experiment:
         self.refuse_other(saved["settings"])
         if saved["evaluation"] != self.evaluation:
             return {}
-        return {int(seed): Result(**result) for seed, result in saved["seeds"].items()}
+        found = {int(seed): Result(**result) for seed, result in saved["seeds"].items()}
+        return {
+            seed: result._replace(active_by_layer=tuple(result.active_by_layer))
+            for seed, result in found.items()
+        }
 
     def refuse_other(self, settings: dict[str, Any]) -> None:
         """Refuse a folder with a run of other settings than these."""
@@ -444,15 +498,19 @@ class _Experiment:
         found = vae.log_marginal_likelihood(x, num_samples, seed=seed, verbose=bar)
         elbo = vae.elbo(x, min(num_samples, _NUM_ELBO_SAMPLES), seed=seed, verbose=bar)
         shown = self.images.bits(self.images.train[:_NUM_ACTIVITY], rng)
-        activity = vae.posterior(shown).mean().numpy().var(axis=0)
+        activity = diagnostics.activity(vae.posterior(shown), seed) > _ACTIVE_VARIANCE
+        by_layer: tuple[int, ...] = ()
+        if isinstance(vae, hierarchical.HierarchicalVAE):
+            by_layer = tuple(int(layer.numpy().sum()) for layer in vae.split(activity))
         return Result(
             seed=training.seed,
             nll=-float(found.mean),
             nll_standard_error=float(found.mean_standard_error),
             negative_elbo=-float(elbo.mean()),
-            active_units=int((activity > _ACTIVE_VARIANCE).sum()),
+            active_units=int(activity.sum()),
             epochs=training.stop / self.images.steps_per_epoch,
             seconds=round(training.seconds, 1),
+            active_by_layer=by_layer,
         )
 
 

@@ -1,4 +1,4 @@
-"""Schedules: weights of the KL that change during training; their state is saved with the model."""
+"""Schedules: numbers that change during training; their state is saved with the model."""
 
 import math
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from tfpvae import checks
+from tfpvae import checks, regularizers
 
 
 class Schedule(keras.layers.Layer):
-    """A weight of the KL that changes from step to step.
+    """A number that changes from step to step: the weight of the KL, or a temperature.
 
     It is a Keras layer for one reason: its state is then saved with the model that is compiled with
     it, and a resumed run goes on where it was. A subclass defines `value`.
@@ -22,7 +22,7 @@ class Schedule(keras.layers.Layer):
         self.built = True
 
     def value(self) -> Any:
-        """The weight now, a scalar tensor."""
+        """The number now, a scalar tensor."""
         raise NotImplementedError
 
     def advance(self, kl: Any) -> None:
@@ -147,6 +147,61 @@ class Cyclical(Schedule):
 
 
 @keras.saving.register_keras_serializable("tfpvae.schedules")
+class Exponential(Schedule):
+    r"""A number that falls, or rises, by the same factor at each step, and then stays.
+
+    $$ v_t = v_0\, (v_T / v_0)^{\min(t, T) / T} $$
+
+    It is how the temperature of relaxed draws is lowered. It can weight the KL, too, which stays a
+    bound's if it stops at 1.
+
+    Args:
+      start: the first number v_0 > 0.
+      stop: the last one v_T > 0.
+      num_steps: the number T of steps of the optimizer until then; an epoch has as many as it has
+        batches.
+      **kwargs: of any Keras layer.
+
+    Raises:
+      TypeError, ValueError: for a start or stop that is no positive number, or a number of steps
+        that is no positive integer.
+
+    Example:
+      >>> temperature = Exponential(1.0, 0.25, num_steps=2)
+      >>> values = []
+      >>> for _ in range(4):
+      ...     values.append(float(temperature.value()))
+      ...     temperature.advance(kl=3.0)
+      >>> values
+      [1.0, 0.5, 0.25, 0.25]
+
+    Source: Jang, Gu and Poole, "Categorical Reparameterization with Gumbel-Softmax", 2017.
+    """
+
+    def __init__(self, start: float, stop: float, num_steps: int, **kwargs: Any) -> None:
+        self.start, self.stop = (
+            checks.positive_number("start", start),
+            checks.positive_number("stop", stop),
+        )
+        self.num_steps = checks.positive_integer("num_steps", num_steps)
+        super().__init__(**kwargs)
+
+    def value(self) -> Any:
+        """The number now."""
+        share = tf.minimum(1.0, tf.cast(self.step, tf.float32) / self.num_steps)
+        return self.start * (self.stop / self.start) ** share
+
+    def remaining(self) -> int | None:
+        """How many steps it takes until a weight stays at 1, None if it never does."""
+        return max(0, self.num_steps - int(self.step)) if self.stop == 1.0 else None
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration: JSON."""
+        own = {"start": self.start, "stop": self.stop, "num_steps": self.num_steps}
+        return super().get_config() | own
+
+
+@keras.saving.register_keras_serializable("tfpvae.schedules")
 class TargetRate(Schedule):
     r"""A weight that steers the KL to a rate, in nats an example.
 
@@ -178,9 +233,9 @@ class TargetRate(Schedule):
     def __init__(
         self, rate: float, initial: float = 1.0, learning_rate: float = 0.01, **kwargs: Any
     ) -> None:
-        self.rate = _positive("rate", rate)
-        self.initial = _positive("initial", initial)
-        self.learning_rate = _positive("learning_rate", learning_rate)
+        self.rate = checks.positive_number("rate", rate)
+        self.initial = checks.positive_number("initial", initial)
+        self.learning_rate = checks.positive_number("learning_rate", learning_rate)
         super().__init__(**kwargs)
         self.log_weight = self._state("log_weight", "float32", math.log(self.initial))
 
@@ -201,14 +256,86 @@ class TargetRate(Schedule):
         return super().get_config() | own
 
 
-def value_of(kl_weight: Any) -> Any:
-    """A weight of the KL as it is now: of a schedule, a variable or a number."""
-    return kl_weight.value() if isinstance(kl_weight, Schedule) else kl_weight
+@keras.saving.register_keras_serializable("tfpvae.schedules")
+class PerLayer(Schedule):
+    r"""A weight of the KL for each layer of a hierarchy.
+
+    $$ w = (w_1, \dots, w_L) $$
+
+    It is what `objectives.ELBO` makes of a list.
+
+    Args:
+      weights: from the layer next to the data upwards: numbers, schedules, or non-trainable
+        variables.
+      **kwargs: of any Keras layer.
+
+    Raises:
+      TypeError, ValueError: for none, or for what is no weight.
+
+    Example:
+      >>> weights = PerLayer([1.0, Linear(num_steps=2)])
+      >>> weights.advance(kl=tf.constant([3.0, 0.1]))
+      >>> weights.value().numpy()
+      array([1. , 0.5], dtype=float32)
+
+    Source: Sonderby et al., "Ladder Variational Autoencoders", 2016 (a warm-up of all layers).
+    """
+
+    def __init__(self, weights: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.parts = list(weights)
+        if not self.parts:
+            raise ValueError("kl_weight: got an empty list, wanted a weight for each layer")
+        for i, weight in enumerate(self.parts):
+            if not isinstance(weight, Schedule):
+                regularizers.check_weight(f"kl_weight[{i}]", weight)
+
+    def value(self) -> Any:
+        """The weights now, a tensor `[L]`."""
+        return tf.stack([tf.cast(value_of(part), tf.float32) for part in self.parts])
+
+    def advance(self, kl: Any) -> None:
+        """Go on by a step, on a batch in which the layers have the mean KL `[L]`."""
+        super().advance(kl)
+        for i, part in enumerate(self.parts):
+            if isinstance(part, Schedule):
+                part.advance(kl[i])
+
+    def remaining(self) -> int | None:
+        """How many steps it takes until all weights stay at 1, None if they never do."""
+        steps = [
+            part.remaining() if isinstance(part, Schedule) else None
+            for part in self.parts
+            if isinstance(part, Schedule) or float(part) != 1.0
+        ]
+        return None if None in steps else max((step for step in steps if step), default=0)
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration: JSON."""
+        weights = [
+            keras.saving.serialize_keras_object(part)
+            if isinstance(part, Schedule)
+            else regularizers.weight_config(part)
+            for part in self.parts
+        ]
+        return super().get_config() | {"weights": weights}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "PerLayer":
+        """The weights that a configuration describes."""
+        weights = [
+            keras.saving.deserialize_keras_object(weight)
+            if isinstance(weight, dict) and "class_name" in weight
+            else regularizers.weight_from_config(weight)
+            for weight in config["weights"]
+        ]
+        return cls(**config | {"weights": weights})
+
+
+def value_of(number: Any) -> Any:
+    """A number as it is now: of a schedule, a variable or a number."""
+    return number.value() if isinstance(number, Schedule) else number
 
 
 def _share(argument: str, value: Any) -> float:
     return checks.number(argument, value, "a number from 0 to 1", lambda v: 0.0 <= v <= 1.0)
-
-
-def _positive(argument: str, value: Any) -> float:
-    return checks.number(argument, value, "a positive number", lambda v: 0.0 < v < math.inf)
