@@ -7,7 +7,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras as keras
 
-from tfpvae import VAE, likelihoods, networks, objectives, posteriors, priors
+from tfpvae import VAE, flows, likelihoods, networks, objectives, posteriors, priors
 
 tfd, tfpl = tfp.distributions, tfp.layers
 
@@ -17,6 +17,18 @@ def train_tfpvae(workload, x, epochs, report):
     if workload.repeat > 1:
         x = np.concatenate([x] * workload.repeat)
     _fit_tfpvae(workload, x, epochs, report, batch_size=workload.batch_size)
+
+
+def train_flow(workload, x, epochs, report):
+    """The library with a flow of two networks as the posterior, which the encoder conditions."""
+    keras.utils.set_random_seed(0)
+    flow = flows.InverseAutoregressive(2, (32,), context_size=16)
+    posterior = posteriors.Flow(workload.latent_size, flow)
+    encoder = networks.mlp_encoder(
+        workload.shape, posterior.params_size, workload.hidden, workload.activation
+    )
+    decoder = networks_of(workload)[1]
+    _fit_vae(workload, encoder, posterior, decoder, x, epochs, report, workload.batch_size)
 
 
 def train_stream(workload, x, epochs, report):
@@ -78,17 +90,22 @@ def multiply(workload, x, epochs, report):
         report(math.nan)
 
 
-def _fit_tfpvae(workload, data, epochs, report, **options):
+def _fit_tfpvae(workload, data, epochs, report, batch_size=None):
     keras.utils.set_random_seed(0)
     encoder, decoder = networks_of(workload)
+    posterior = posteriors.DiagonalNormal(workload.latent_size)
+    _fit_vae(workload, encoder, posterior, decoder, data, epochs, report, batch_size)
+
+
+def _fit_vae(workload, encoder, posterior, decoder, data, epochs, report, batch_size):
     vae = VAE(
         priors.StandardNormal(workload.latent_size),
-        keras.Sequential([encoder, posteriors.DiagonalNormal(workload.latent_size)]),
+        keras.Sequential([encoder, posterior]),
         keras.Sequential([decoder, likelihoods.Bernoulli(workload.shape)]),
     )
     num = workload.num_samples
     vae.compile(workload.optimizer, objective=objectives.IWAE(num) if num else None)
-    _fit(vae, (data,), epochs, report, **options)
+    _fit(vae, (data,), epochs, report, batch_size=batch_size)
 
 
 def _fit(model, data, epochs, report, **options):

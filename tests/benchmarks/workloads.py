@@ -72,6 +72,9 @@ class Contender(NamedTuple):
 
 CONTENDERS = {
     "tfpvae": Contender("tfpvae", "keras_contenders", "train_tfpvae"),
+    "tfpvae-flow": Contender(
+        "tfpvae, IAF posterior", "keras_contenders", "train_flow", workloads=("mlp",)
+    ),
     "stock": Contender("stock tfp.layers", "keras_contenders", "train_stock", workloads=TUTORIALS),
     "stock-tuned": Contender(
         "stock tfp.layers, tuned", "keras_contenders", "train_stock_tuned", workloads=TUTORIALS
