@@ -62,7 +62,8 @@ def test_the_set_ups_are_listed(line, calls, capsys):
     assert not calls
     printed = capsys.readouterr().out
     assert re.search(r"^burda-iwae-k50 +IWAE +50 +84\.78 +25 ", printed, re.MULTILINE)
-    assert len(printed.splitlines()) == 6
+    assert re.search(r"^burda-iwae-2-k50 +IWAE +50 +82\.90 +- ", printed, re.MULTILINE)
+    assert len(printed.splitlines()) == 11
 
 
 def test_help_shows_an_example_that_parses(calls, capsys):

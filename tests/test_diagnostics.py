@@ -325,12 +325,19 @@ class TestLatentMonitor:
     def test_numbers_are_in_the_history_and_training_is_the_same(self, x, monkeypatch):
         monitor = diagnostics.LatentMonitor(x[:50], every=2)
         vae, history = self.fit(x, [monitor])
-        names = {"active_units", "mutual_information", "aggregate_kl", "kl_0", "kl_1", "kl_2"}
+        names = {
+            "active_units",
+            "mutual_information",
+            "aggregate_kl",
+            "kl_unit_0",
+            "kl_unit_1",
+            "kl_unit_2",
+        }
         for name in names:
             assert np.isfinite(history[name]).tolist() == [True, False, True, False, True]
         found = diagnostics.latents(vae, x[:50], seed=0, verbose=0)
         assert history["mutual_information"][-1] == pytest.approx(found.mutual_information)
-        assert [history[f"kl_{d}"][-1] for d in range(K)] == pytest.approx(found.kl_by_unit)
+        assert [history[f"kl_unit_{d}"][-1] for d in range(K)] == pytest.approx(found.kl_by_unit)
         _, without = self.fit(x)
         assert set(history) == set(without) | names
         assert without["loss"] == history["loss"]

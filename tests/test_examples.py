@@ -34,16 +34,42 @@ def test_every_example_has_a_test():
     assert set(SCRIPTS) == {
         "bayesian_network",  # tests/test_weights.py
         "breast_cancer",
+        "categorical_vae",
         "common",
         "conv_vae",
         "count_vae",
         "diagnose",
+        "factor_analysis",
+        "flows",
+        "hierarchical_vae",
         "impute",
+        "latent_space",
         "logistic_from_blocks",  # tests/test_weights.py
         "mlp_vae",
         "stock_tfp_faults",
         "wine",
     }
+
+
+@pytest.mark.long
+def test_flows_example(run, tmp_path, capsys):
+    """Where the diagonal Gaussian has to fail, a flow closes at least 80 % of its gap."""
+    families = ("DiagonalNormal", "RealNVP(6)", "NeuralSpline(4)")
+    run("flows", "--output", tmp_path, "--families", *families)
+    assert [path.name for path in tmp_path.iterdir()] == ["flows.png"]
+    printed = capsys.readouterr().out
+    with capsys.disabled():
+        print(printed)
+    table = r"^(banana|two moons) +(\S+) +-[\d.]+ +([\d.]+) +(\d+)%$"
+    rows = re.findall(table, printed, re.MULTILINE)
+    assert [row[1] for row in rows] == [*families] * 2
+    gaps = {row[:2]: float(row[2]) for row in rows}
+    for target in ("banana", "two moons"):
+        diagonal, *others = (gaps[target, family] for family in families)
+        assert diagonal > 0.3
+        assert min(others) < 0.2 * diagonal
+    shown = re.findall(table, (ROOT / "docs" / "flows.md").read_text(), re.MULTILINE)
+    assert {row[0] for row in shown} == {"banana", "two moons"}
 
 
 @pytest.mark.parametrize("name", ["mlp_vae", "conv_vae"])
@@ -91,6 +117,73 @@ def test_diagnosing_example(run, tmp_path, capsys):
     assert len(shown) >= 8
     assert re.findall(rows, printed, re.MULTILINE) == shown
     assert float(re.search(r"^ELBO +(\S+)", printed, re.MULTILINE)[1]) < 0
+
+
+@pytest.mark.long
+def test_categorical_example(run, tmp_path, capsys):
+    run("categorical_vae", "--epochs", 2, "--batch-size", 200, "--output", tmp_path / "made")
+    files = {path.name for path in (tmp_path / "made").iterdir()}
+    assert files == {"categorical_vae.png", "model.keras"}
+    printed = capsys.readouterr().out
+    row = r"^ *(\w.*?)  +(-[\d.]+) +(-[\d.]+)"
+    rows = re.findall(row, printed, re.MULTILINE)
+    assert len(rows) == 6
+    for _, elbo, evidence in rows:
+        assert -40 < float(elbo) <= float(evidence) < -20
+    page = (ROOT / "docs" / "discrete.md").read_text()
+    shown = re.findall(row, page, re.MULTILINE)
+    assert [title for title, *_ in shown] == [title for title, *_ in rows]
+    vae = keras.models.load_model(tmp_path / "made" / "model.keras")
+    assert vae.objective.estimator == "relaxed"
+
+
+@pytest.mark.long
+def test_hierarchical_example(run, tmp_path, capsys):
+    run("hierarchical_vae", "--epochs", 2, "--batch-size", 200, "--output", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["hierarchical_vae.png"]
+    printed = capsys.readouterr().out
+    row = r"^(one layer|two layers, .*?) +(-[\d.]+) +(-[\d.]+) +[\d. -]+ {3}(\d+ of 20.*)$"
+    rows = re.findall(row, printed, re.MULTILINE)
+    assert [title for title, *_ in rows] == [
+        "one layer",
+        "two layers, bottom up",
+        "two layers, top down",
+    ]
+    for title, elbo, evidence, units in rows:
+        assert -60 < float(elbo) < float(evidence) < -10
+        assert (" of 8" in units) == title.startswith("two")
+    page = (ROOT / "docs" / "hierarchies.md").read_text()
+    shown = re.findall(row.replace("^", "^ *"), page, re.MULTILINE)
+    assert [title for title, *_ in shown] == [title for title, *_ in rows]
+
+
+@pytest.mark.long
+def test_factor_analysis_example_beside_scikit_learn(run, tmp_path, capsys):
+    run("factor_analysis", "--epochs", 40, "--latent-size", 3, "--output", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["factor_analysis.png"]
+    printed = capsys.readouterr().out
+    table = r"^ *(\S.*?)  +(-?\d+\.\d+) +(-?\d+\.\d+)$"
+    rows = re.findall(table, printed, re.MULTILINE)
+    page = (ROOT / "docs" / "family.md").read_text()
+    assert [row[0] for row in rows] == [row[0] for row in re.findall(table, page, re.MULTILINE)]
+    train = [float(row[1]) for row in rows]
+    for elbo, ours, theirs in (train[:3], train[3:]):
+        assert elbo < ours + 0.05
+        assert theirs - 1.0 < ours < theirs + 1e-3
+
+
+@pytest.mark.long
+def test_latent_space_example(run, tmp_path, capsys):
+    run("latent_space", "--epochs", 5, "--num-samples", 20, "--output", tmp_path)
+    wanted = {f"latent_space_{name}.png" for name in ("samples", "interpolations", "traversals")}
+    assert {path.name for path in tmp_path.iterdir()} == wanted
+    row = r"^ *(\S.*?)  +(-?\d+\.\d\d) +(-?\d+\.\d\d)$"
+    rows = re.findall(row, capsys.readouterr().out, re.MULTILINE)
+    shown = re.findall(row, (ROOT / "docs" / "latent_space.md").read_text(), re.MULTILINE)
+    assert [title for title, *_ in rows] == [title for title, *_ in shown]
+    assert len(rows) == 5
+    for _, elbo, evidence in (*rows, *shown):
+        assert -50 < float(elbo) < float(evidence) < 30
 
 
 @pytest.mark.parametrize("name", ["mlp_vae", "conv_vae", "impute"])
@@ -165,7 +258,9 @@ def test_count_examples_probability_of_a_level_is_an_integral():
     np.testing.assert_allclose(found[flat], normal.logpdf(x)[flat], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["breast_cancer", "count_vae", "diagnose", "wine"])
+@pytest.mark.parametrize(
+    "name", ["breast_cancer", "count_vae", "diagnose", "factor_analysis", "latent_space", "wine"]
+)
 def test_help_and_hint_without_scikit_learn(name, run, monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit, match="0"):
         run(name, "--help")

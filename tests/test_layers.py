@@ -16,11 +16,12 @@ import tf_keras as keras
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy import integrate, special, stats
+from scipy import integrate, optimize, special, stats
 
 from tfpvae import (
     KLDivergenceRegularizer,
     blocks,
+    flows,
     likelihoods,
     losses,
     posteriors,
@@ -76,6 +77,37 @@ def one_hot_categorical(t, x):
     return (special.log_softmax(t, axis=-1) * x).sum(axis=-1)
 
 
+def one_hots(shape):
+    def log_prob(t, x):
+        return one_hot_categorical(t.reshape(-1, *shape), x).sum(axis=-1)
+
+    return log_prob
+
+
+def relaxed_one_hots(shape, temperature):
+    """Maddison et al. (2017), equation 10."""
+
+    def log_prob(t, x):
+        size, x = shape[-1], x / x.sum(axis=-1, keepdims=True)
+        terms = t.reshape(-1, *shape) - temperature * np.log(x)
+        each = (terms - np.log(x)).sum(axis=-1) - size * special.logsumexp(terms, axis=-1)
+        constant = special.gammaln(size) + (size - 1) * np.log(temperature)
+        return (constant + each).reshape(len(x), -1).sum(axis=-1)
+
+    return log_prob
+
+
+def relaxed_bernoulli(temperature):
+    """A logistic variable, squashed."""
+
+    def density(x, logits):
+        y = special.logit(x)
+        squashed = stats.logistic.logpdf(y, logits / temperature, 1 / temperature)
+        return squashed - np.log(x) - np.log1p(-x)
+
+    return density
+
+
 def dirichlet(t, x):
     x = x / x.sum(axis=-1, keepdims=True)  # scipy allows for no rounding
     return np.array([stats.dirichlet.logpdf(*row) for row in zip(x, softplus(t), strict=True)])
@@ -101,6 +133,36 @@ def correlated_normal(t, x):
         scale /= np.linalg.norm(scale, axis=1, keepdims=True)
         log_probs.append(stats.multivariate_normal.logpdf(row, loc, scale @ scale.T))
     return np.array(log_probs)
+
+
+def radial(t, z):
+    """One layer of the radial flow on the standard normal, in two dimensions."""
+
+    def near_one(t):
+        return 0.01 + softplus(0.2 * t + np.log(np.expm1(0.99)))
+
+    center = 0.2 * t[..., :2] + np.random.default_rng(0).normal(size=2)
+    alpha = near_one(t[..., 2])
+    beta = alpha * (near_one(t[..., 3]) - 1)
+    s = np.linalg.norm(z - center, axis=-1)
+
+    def radius(alpha, beta, s):
+        return optimize.brentq(lambda r: r + beta * r / (alpha + r) - s, 0, 200 + s, xtol=1e-13)
+
+    r = np.vectorize(radius)(alpha, beta, s)
+    z0 = center + (z - center) * (r / s)[..., None]
+    log_det = np.log1p(beta / (alpha + r)) + np.log1p(alpha * beta / (alpha + r) ** 2)
+    return z0, log_det
+
+
+def radial_posterior(t, z):
+    z0, log_det = radial(t[:, 4:], z)
+    return normal(z0, t[:, :2], t[:, 2:4]).sum(axis=-1) - log_det
+
+
+def radial_prior(t, z):
+    z0, log_det = radial(t, z)
+    return stats.norm.logpdf(z0).sum(axis=-1) - log_det
 
 
 def normal(x, loc, scale):
@@ -240,6 +302,29 @@ def mixture_of_vectors(num_components, count, density):
     return log_prob
 
 
+def for_all(log_prob):
+    """The log density of a prior, whose parameters [params_size] are the same for all x."""
+    return lambda t, x: log_prob(np.tile(t, (len(x), 1)), x.reshape(len(x), -1))
+
+
+def multivariate_t(df):
+    def log_prob(t, x):
+        loc, scale = np.split(t, 2)
+        return stats.multivariate_t.logpdf(x, loc, np.diag(softplus(scale) ** 2), df)
+
+    return log_prob
+
+
+def mixture_of_two_multivariate_normals(t, x):
+    """Three dimensions, and the two equally probable."""
+    locs, entries_ = np.split(t, [6])
+    each = [
+        for_all(multivariate_normal)(np.concatenate([loc, tril]), x)
+        for loc, tril in zip(locs.reshape(2, 3), entries_.reshape(2, 6), strict=True)
+    ]
+    return special.logsumexp(each, axis=0) - np.log(2)
+
+
 def table_row(t, x):
     """A real number, a count, and one of three classes, each of which may be missing."""
     parts = [
@@ -366,11 +451,94 @@ TABLE = {
         reals,
         entries(2, laplace),
     ),
+    "prior StudentT": Block(
+        partial(priors.StudentT, 2), (2,), 6, reals, entries(3, student_t_learned)
+    ),
+    "prior StudentT, shared": Block(
+        partial(priors.StudentT, 3, df=2.5, shared=True), (3,), 6, reals, multivariate_t(2.5)
+    ),
+    "NormalMixture": Block(
+        partial(priors.NormalMixture, 2, 3),
+        (2,),
+        15,
+        reals,
+        for_all(mixture_of_vectors(3, 2, normal)),
+    ),
+    "NormalMixture, of images": Block(
+        partial(priors.NormalMixture, (2, 2), 2, scale=0.5),
+        (2, 2),
+        10,
+        reals,
+        for_all(mixture_of_vectors(2, 1, lambda x, loc: stats.norm.logpdf(x, loc, 0.5))),
+    ),
+    "NormalMixture, full rank": Block(
+        partial(priors.NormalMixture, 3, 2, full_rank=True, logits=0.0),
+        (3,),
+        18,
+        reals,
+        mixture_of_two_multivariate_normals,
+    ),
     "DiagonalNormal": Block(
         partial(posteriors.DiagonalNormal, 2), (2,), 4, reals, entries(2, normal)
     ),
+    "posterior Flow": Block(
+        Composite(posteriors.Flow, 2, partial(flows.Radial, 1)), (2,), 8, reals, radial_posterior
+    ),
+    "prior Flow": Block(
+        Composite(priors.Flow, 2, partial(flows.Radial, 1)), (2,), 4, reals, radial_prior
+    ),
     "FullRankNormal": Block(
         partial(posteriors.FullRankNormal, 3), (3,), 9, reals, multivariate_normal
+    ),
+    "posterior OneHotCategorical": Block(
+        partial(posteriors.OneHotCategorical, (2, 3)), (2, 3), 6, one_hot, one_hots((2, 3))
+    ),
+    "posterior OneHotCategorical, one variable": Block(
+        partial(posteriors.OneHotCategorical, 4), (4,), 4, one_hot, one_hot_categorical
+    ),
+    "prior OneHotCategorical": Block(
+        partial(priors.OneHotCategorical, (2, 3)), (2, 3), 6, one_hot, one_hots((2, 3))
+    ),
+    "prior OneHotCategorical, uniform": Block(
+        partial(priors.OneHotCategorical, (2, 3), logits=0.0),
+        (2, 3),
+        0,
+        one_hot,
+        lambda t, x: np.full(len(x), -2 * np.log(3)),
+    ),
+    "posterior Bernoulli": Block(
+        partial(posteriors.Bernoulli, 3), (3,), 3, integers(2), entries(1, bernoulli)
+    ),
+    "prior Bernoulli": Block(
+        partial(priors.Bernoulli, 3), (3,), 3, integers(2), entries(1, bernoulli)
+    ),
+    "posterior RelaxedOneHotCategorical": Block(
+        partial(posteriors.RelaxedOneHotCategorical, (2, 3), 0.7),
+        (2, 3),
+        6,
+        simplex,
+        relaxed_one_hots((2, 3), 0.7),
+    ),
+    "prior RelaxedOneHotCategorical": Block(
+        partial(priors.RelaxedOneHotCategorical, 3, 0.5),
+        (3,),
+        3,
+        simplex,
+        relaxed_one_hots((3,), 0.5),
+    ),
+    "posterior RelaxedBernoulli": Block(
+        partial(posteriors.RelaxedBernoulli, 3, 0.7),
+        (3,),
+        3,
+        fractions,
+        entries(1, relaxed_bernoulli(0.7)),
+    ),
+    "prior RelaxedBernoulli": Block(
+        partial(priors.RelaxedBernoulli, 2, 0.5),
+        (2,),
+        2,
+        fractions,
+        entries(1, relaxed_bernoulli(0.5)),
     ),
     "Bernoulli": Block(
         partial(likelihoods.Bernoulli, 4), (4,), 4, integers(2), entries(1, bernoulli)
@@ -577,8 +745,12 @@ KINDS = (
     "StandardNormal",
     "prior Normal, one learned",
     "Prior",
+    "prior StudentT, shared",
+    "NormalMixture",
+    "NormalMixture, full rank",
     "DiagonalNormal",
     "FullRankNormal",
+    "posterior Flow",
     "Bernoulli",
     "Categorical image",
     "Binomial, trials by entry",
@@ -619,7 +791,8 @@ def test_every_public_block_is_in_the_table():
         and not name.startswith("_")
     }
     assert public
-    missing = public - {block.cls for block in TABLE.values()}
+    # It is no distribution without an encoder: tests/test_priors.py.
+    missing = public - {block.cls for block in TABLE.values()} - {priors.VampPrior}
     assert not missing, "a new block needs a line in TABLE"
 
 

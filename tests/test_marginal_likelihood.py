@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import integrate, special, stats
 
-from tfpvae import VAE, DistributionLayer, execution, likelihoods, networks, posteriors, priors
+from tfpvae import (
+    VAE,
+    DistributionLayer,
+    execution,
+    family,
+    likelihoods,
+    networks,
+    posteriors,
+    priors,
+)
 from tfpvae import marginal_likelihood as ml
 
 D, K, N = 4, 2, 100
@@ -29,25 +38,16 @@ AIS = {"num_steps": 200, "num_leapfrog_steps": 3}
 
 def factor_analysis(width=1.0):
     """The model x = W z + b + s e; its encoder is the exact posterior, its scales times `width`."""
-    vae = VAE(
-        priors.StandardNormal(K),
-        keras.Sequential([keras.layers.Dense(5), posteriors.FullRankNormal(K)]),
-        keras.Sequential([keras.layers.Dense(D), likelihoods.Normal(D, scale=SCALE)]),
-        seed=0,
-    )
-    vae.build((None, D))
+    vae = family.factor_analysis(D, K, seed=0)
     vae.encoder.set_weights(encoder_weights(width))
-    vae.decoder.set_weights([WEIGHT.T, BIAS])
+    vae.decoder.set_weights([WEIGHT.T, BIAS, np.log(np.expm1(SCALE))])
     return vae
 
 
 def encoder_weights(width):
     gain = POSTERIOR_COV @ WEIGHT.T / SCALE**2
-    tril = tfp.bijectors.FillScaleTriL().inverse(
-        (width * np.linalg.cholesky(POSTERIOR_COV)).astype("float32")
-    )
-    kernel = np.concatenate([gain.T, np.zeros((D, 3))], axis=1)
-    return kernel, np.concatenate([-gain @ BIAS, tril])
+    cholesky = (width * np.linalg.cholesky(POSTERIOR_COV)).astype("float32")
+    return [gain.T, -gain @ BIAS, tfp.bijectors.FillScaleTriL().inverse(cholesky)]
 
 
 @pytest.fixture(scope="module")
@@ -379,6 +379,14 @@ def test_the_sandwich_closes(sandwiches):
     assert (few.ok, many.ok) == (False, True)
     assert "is not shown to be below 0.5 nats" in str(few)
     assert "The gap is below 0.5 nats" in str(many)
+
+
+def test_a_gap_must_be_small_beyond_its_error():
+    lower = np.zeros(4)
+    noisy = ml.BidirectionalMonteCarlo(lower, np.array([0.0, 0.0, 1.8, 1.8]), num_samples=1)
+    even = ml.BidirectionalMonteCarlo(lower, np.array([0.9, 0.9, 0.9, 0.9]), num_samples=1)
+    assert noisy.mean_gap == pytest.approx(0.9) == even.mean_gap
+    assert (noisy.ok, even.ok) == (False, True)
 
 
 def test_the_sandwich_contains_the_truth(sandwiches, narrow):

@@ -328,3 +328,59 @@ def test_binarize_is_saved(tmp_path):
 def test_mistakes_with_binarize(max_value, error):
     with pytest.raises(error, match=r"max_value: got .*, wanted a positive number"):
         networks.Binarize(max_value)
+
+
+def test_append_parameters_puts_the_same_numbers_behind_every_row():
+    layer = networks.AppendParameters(2)
+    layer.set_weights([np.array([3.0, 4.0])])
+    found = layer(np.array([[1.0, 2.0], [5.0, float("nan")]], "float32")).numpy()
+    np.testing.assert_array_equal(found, [[1, 2, 3, 4], [5, np.nan, 3, 4]])
+    pixels = layer(np.ones((2, 3, 5, 1), "float32"))  # After a convolution: for all pixels alike.
+    assert pixels.shape == layer.compute_output_shape((2, 3, 5, 1)) == (2, 3, 5, 3)
+    np.testing.assert_array_equal(pixels[1, 2, 4], [1, 3, 4])
+
+
+def test_append_parameters_shares_one_number():
+    layer = networks.AppendParameters(3, shared=True, initializer="ones")
+    assert [w.shape for w in layer.get_weights()] == [(1,)]
+    with tf.GradientTape() as tape:
+        y = layer(tf.constant([[5], [6]]))  # Integers are cast.
+        loss = tf.reduce_sum(y * [[0.0, 1.0, 2.0, 4.0]])
+    np.testing.assert_array_equal(y, [[5, 1, 1, 1], [6, 1, 1, 1]])
+    np.testing.assert_array_equal(tape.gradient(loss, layer.parameters), [14.0])
+
+
+def test_append_parameters_makes_noise_that_does_not_depend_on_z(tmp_path):
+    layers = [keras.layers.Dense(3), networks.AppendParameters(3), likelihoods.Normal(3)]
+    decoder = keras.Sequential([keras.Input((2,)), *layers])
+    layers[1].set_weights([np.array([-1.0, 0.0, 1.0])])
+    p = decoder(np.random.default_rng(0).normal(size=(7, 2)))
+    assert np.ptp(p.mean(), axis=0).all()
+    np.testing.assert_allclose(p.stddev(), np.tile(np.log1p(np.exp([-1, 0, 1])), (7, 1)), rtol=1e-6)
+    decoder.save(tmp_path / "decoder.keras")
+    again = keras.models.load_model(tmp_path / "decoder.keras")
+    np.testing.assert_array_equal(again(np.ones((1, 2))).stddev(), p.stddev()[:1])
+
+
+@pytest.mark.parametrize(
+    ("policy", "dtype"), [("mixed_float16", "float32"), ("float64", "float64")]
+)
+def test_append_parameters_computes_in_full_precision(policy, dtype):
+    keras.mixed_precision.set_global_policy(policy)
+    layer = networks.AppendParameters(1, initializer=keras.initializers.Constant(1.0001))
+    y = layer(keras.layers.Dense(2)(np.ones((1, 2))))
+    assert y.dtype == layer.parameters.dtype == dtype
+    assert float(y[0, 2]) == np.dtype(dtype).type(1.0001)  # Half precision would make it 1.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((0,), ValueError, "size: got 0"),
+        ((2.0,), TypeError, "size: got 2.0"),
+        ((2, "yes"), TypeError, "shared: got 'yes', wanted True or False"),
+    ],
+)
+def test_mistakes_with_append_parameters(arguments, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        networks.AppendParameters(*arguments)

@@ -29,22 +29,33 @@ ALLOWED = {
     "distributions": set(),
     "layers": {"blocks", "checks", "serialization"},
     "losses": set(),
-    "regularizers": {"blocks", "checks", "noise", "serialization"},
-    "schedules": {"checks"},
-    "objectives": {"blocks", "checks", "regularizers", "schedules"},
+    "discrete": {"distributions"},
+    "regularizers": {"blocks", "checks", "discrete", "noise", "serialization"},
+    "schedules": {"checks", "regularizers"},
+    "objectives": {"blocks", "checks", "discrete", "noise", "regularizers", "schedules"},
     "inputs": {"checks"},
     "execution": set(),
     "training": {"checks", "execution", "inputs", "noise"},
     "datasets": set(),
-    "networks": {"checks", "noise"},
+    "networks": {"blocks", "checks", "noise"},
     "plotting": set(),
-    "priors": {"layers", "serialization"},
-    "posteriors": {"layers"},
+    "flows": {"blocks", "checks"},
+    "priors": {
+        "blocks",
+        "checks",
+        "distributions",
+        "flows",
+        "layers",
+        "noise",
+        "serialization",
+    },
+    "posteriors": {"blocks", "checks", "distributions", "flows", "layers"},
     "likelihoods": {"blocks", "checks", "distributions", "layers", "serialization"},
     "regression": {
         "arviz_export",
         "blocks",
         "checks",
+        "flows",
         "inputs",
         "likelihoods",
         "losses",
@@ -57,9 +68,10 @@ ALLOWED = {
     "estimators": {"checks", "likelihoods", "posteriors", "priors", "regression"},
     "arviz_export": {"checks", "likelihoods", "noise"},
     "weights": {"blocks", "checks", "noise", "posteriors", "priors", "regularizers"},
+    "latent_space": {"checks", "flows", "noise", "priors"},
     "evaluation": {"checks", "noise", "objectives", "schedules", "training"},
-    "marginal_likelihood": {"blocks", "checks", "noise"},
-    "local_inference": {"blocks", "checks", "execution", "inputs", "models", "noise"},
+    "marginal_likelihood": {"blocks", "checks", "discrete", "noise"},
+    "local_inference": {"blocks", "checks", "execution", "inputs", "models", "noise", "priors"},
     "diagnostics": {
         "checks",
         "execution",
@@ -70,12 +82,35 @@ ALLOWED = {
         "plotting",
         "regularizers",
     },
+    "hierarchical": {
+        "blocks",
+        "checks",
+        "discrete",
+        "distributions",
+        "models",
+        "noise",
+        "objectives",
+        "priors",
+        "regularizers",
+    },
     "reproduce": {
         "checks",
         "datasets",
+        "diagnostics",
+        "hierarchical",
         "likelihoods",
         "models",
         "objectives",
+        "posteriors",
+        "priors",
+    },
+    "family": {
+        "blocks",
+        "checks",
+        "hierarchical",
+        "likelihoods",
+        "models",
+        "networks",
         "posteriors",
         "priors",
     },
@@ -84,6 +119,7 @@ ALLOWED = {
     "models": {
         "blocks",
         "checks",
+        "discrete",
         "execution",
         "likelihoods",
         "losses",
@@ -132,7 +168,9 @@ def test_blocks_load_no_model_code():
     assert {name.split(".")[1] for name in loaded if name.startswith("tfpvae.")} == {
         "blocks",
         "checks",
+        "discrete",
         "distributions",
+        "flows",
         "layers",
         "likelihoods",
         "losses",
@@ -203,7 +241,9 @@ def test_docstrings_run(name):
 BLOCKS = ["priors", "posteriors", "likelihoods"]
 
 
-@pytest.mark.parametrize("name", [*BLOCKS, "regularizers", "objectives", "losses", "models"])
+@pytest.mark.parametrize(
+    "name", [*BLOCKS, "regularizers", "objectives", "losses", "models", "family"]
+)
 def test_public_names_have_an_example_and_an_equation(name):
     for title, value in public(importlib.import_module(f"tfpvae.{name}")).items():
         if title.endswith(("weight", "weight_config", "from_config")):

@@ -656,6 +656,42 @@ class TestWeightHistogram:
             plotting.weight_histogram([[0.1, 0.2]], 0.7)
 
 
+class TestTraversals:
+    def test_rows_are_units_and_columns_values(self):
+        images = np.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
+        ax = plotting.traversals(images, [[-1.0, 0.0, 1.0], [-2.0, 0.5, 3.0]], units=[4, 0])
+        picture = ax.images[0].get_array().data
+        for row, column in np.ndindex(2, 3):
+            tile = picture[row * 6 + 1 : row * 6 + 5, column * 7 + 1 : column * 7 + 6]
+            np.testing.assert_array_equal(tile, images[row, column])
+        assert texts(ax.get_yticklabels()) == ["z[4]: -1.0 to 1.0", "z[0]: -2.0 to 3.0"]
+        assert not len(ax.get_xticks())
+        ax.figure.draw_without_rendering()
+
+    def test_values_that_all_rows_share_label_the_columns(self):
+        ax = plotting.traversals(np.ones((2, 3, 16)), np.tile([0.0, 1.0, 2.0], (2, 1)))
+        assert texts(ax.get_yticklabels()) == ["z[0]", "z[1]"]
+        assert texts(ax.get_xticklabels()) == ["0.0", "1.0", "2.0"]
+        np.testing.assert_allclose(ax.get_xticks(), [2.5, 8.5, 14.5])
+
+    @pytest.mark.parametrize(
+        ("images", "values", "units", "message"),
+        [
+            (np.ones((2, 3, 16)), np.ones(3), None, r"values must be \[L, num\], got \[3\]"),
+            (np.ones((3, 2, 16)), np.ones((2, 3)), None, r"images must be \[2, 3\] as values"),
+            (np.ones((2, 3)), np.ones((2, 3)), None, r"images must be \[2, 3\] as values"),
+            (np.ones((2, 3, 15)), np.ones((2, 3)), None, "if square"),
+            (np.ones((2, 3, 16)), np.ones((2, 3)), [1], "units must be 2 integers"),
+            (np.ones((2, 3, 16)), np.ones((2, 3)), [1.0, 2.0], "units must be 2 integers"),
+            (np.ones((2, 3, 16)), np.ones((2, 3)), [1, 1], "units must differ"),
+            (np.full((2, 3, 16), np.nan), np.ones((2, 3)), None, "images must be finite"),
+        ],
+    )
+    def test_bad_input(self, images, values, units, message):
+        with pytest.raises(ValueError, match=message):
+            plotting.traversals(images, values, units)
+
+
 class TestAggregatePosterior:
     def test_points_by_class_on_the_prior(self):
         rng = np.random.default_rng(0)

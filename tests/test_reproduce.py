@@ -144,6 +144,49 @@ def test_the_networks_are_those_of_the_paper():
     assert type(vae.objective) is objectives.ELBO
 
 
+def test_the_networks_of_two_layers_are_those_of_the_paper():
+    x = np.tile(np.arange(256, dtype=np.uint8), 784 * 2)[: 784 * 256].reshape(256, 784)
+    images = reproduce._Images(x, x, reproduce._DATASETS["mnist"], "")
+    vae = reproduce._build(reproduce._find("burda-iwae-2-k5"), images, seed=0)
+    assert vae.event_shapes == [(100,), (50,)]
+    shapes = [tuple(w.shape) for w in vae.trainable_weights if w.shape.rank == 2]
+    assert shapes == [
+        *((50, 100), (100, 100), (100, 200)),  # p(z_1|z_2)
+        *((784, 200), (200, 200), (200, 200)),  # q(z_1|x)
+        *((100, 100), (100, 100), (100, 100)),  # q(z_2|z_1)
+        *((100, 200), (200, 200), (200, 784)),  # p(x|z_1)
+    ]
+    kernels = {w.numpy().tobytes() for w in vae.trainable_weights if w.shape.rank == 2}
+    assert len(kernels) == len(shapes)
+    dense = [layer for layer in vae.submodules if isinstance(layer, keras.layers.Dense)]
+    tanh = [layer for layer in dense if layer.activation is keras.activations.tanh]
+    assert (len(dense), len(tanh)) == (12, 8)
+    assert vae.objective.get_config() == objectives.IWAE(5).get_config()
+
+
+@pytest.mark.long
+def test_two_layers_are_scored_and_their_units_counted(tmp_path):
+    settings = SETTINGS | {"num_samples": 200, "seeds": [SEED], "verbose": False}
+    report = reproduce.reproduce("burda-vae-2-k5", output=tmp_path, **settings)
+    (result,) = report.results
+    path = tmp_path / "burda-vae-2-k5" / f"seed-{SEED}" / f"step-{STEPS}.keras"
+    vae = keras.models.load_model(path)
+    images = reproduce._Images.load("digits", None)
+    rng = np.random.default_rng(0)
+    x = images.bits(images.test, rng)[:20]
+    assert result.negative_elbo == pytest.approx(-vae.elbo(x, 200, seed=5).mean(), abs=0.3)
+    assert result.nll < result.negative_elbo
+    shown = images.bits(images.train[:500], rng)
+    means = vae.posterior(shown).sample(2000, seed=9).numpy().mean(axis=0)
+    active = means.var(axis=0) > 0.01 + 1 / 2000
+    assert result.active_by_layer == pytest.approx((active[:20].sum(), active[20:].sum()), abs=1)
+    assert result.active_units == sum(result.active_by_layer)
+    assert f" {result.active_by_layer[0]}+{result.active_by_layer[1]} " in str(report)
+    assert json.loads((tmp_path / "burda-vae-2-k5" / "results.json").read_text())["mean"] > 0
+    again = reproduce.reproduce("burda-vae-2-k5", output=tmp_path, **settings)
+    assert again.results == report.results
+
+
 def test_with_one_draw_both_bounds_are_the_same(images):
     """As the paper says; so VAE and IWAE differ in the bound and in nothing else."""
     gradients = []

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
 
 from tfpvae import VAE, likelihoods, objectives, posteriors, priors, schedules
@@ -53,6 +54,26 @@ def test_cyclical():
     wanted = [0, 0.25, 0.5, 0.75, 1, 0, 0.25, 0.5, 0.75, 1, 1, 1, 1]
     assert values(schedules.Cyclical(5, num_cycles=2, ramp=0.8), 13) == pytest.approx(wanted)
     assert values(schedules.Cyclical(2, num_cycles=1, ramp=0.0), 3) == [0, 1, 1]
+
+
+def test_weights_of_layers():
+    weights = schedules.PerLayer([0.5, schedules.Linear(2), schedules.TargetRate(10.0)])
+    weights.advance(tf.constant([3.0, 3.0, 20.0]))
+    wanted = [0.5, 0.5, np.exp(0.01)]  # the last by the KL of its own layer
+    np.testing.assert_allclose(weights.value(), wanted, rtol=1e-6)
+    assert weights.remaining() is None
+    for parts, remaining in (
+        ([1.0, schedules.Linear(5)], 5),
+        ([schedules.Linear(3), schedules.Linear(5)], 5),
+        ([0.5, schedules.Linear(5)], None),
+        ([1.0, 1.0], 0),
+    ):
+        assert schedules.PerLayer(parts).remaining() == remaining
+    variable = tf.Variable(0.25, trainable=False)
+    parts = schedules.PerLayer([variable, schedules.Linear(3, start=0.5)])
+    again = schedules.PerLayer.from_config(json.loads(json.dumps(parts.get_config())))
+    np.testing.assert_array_equal(again.value(), [0.25, 0.5])
+    assert again.parts[1].num_steps == 3
 
 
 @pytest.mark.parametrize(
