@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=4000, help="of Adam, for each family")
+    parser.add_argument("--steps", type=int, default=3000, help="of Adam, for each family")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and draws")
     parser.add_argument("--families", nargs="+", choices=[*FAMILIES], default=[*FAMILIES])
     parser.add_argument("--output", type=pathlib.Path, default="output", help="a folder")

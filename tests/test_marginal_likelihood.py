@@ -204,7 +204,11 @@ def test_the_reductions_are_those_of_the_log_weights(narrow):
 WEIGHTS = hnp.arrays(
     "float64",
     st.tuples(st.integers(1, 40), st.integers(1, 3)),
-    elements=st.one_of(st.floats(-3, 3), st.floats(-1e4, 1e4), st.just(-np.inf)),
+    elements=st.one_of(
+        st.floats(-3, 3, allow_subnormal=False),
+        st.floats(-1e4, 1e4, allow_subnormal=False),
+        st.just(-np.inf),
+    ),
 )
 
 
