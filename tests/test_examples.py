@@ -60,7 +60,7 @@ def test_flows_example(run, tmp_path, capsys):
     printed = capsys.readouterr().out
     with capsys.disabled():
         print(printed)
-    table = r"^(banana|two moons) +(\S+) +-[\d.]+ +([\d.]+) +(\d+)%$"
+    table = r"^ *(banana|two moons) +(\S+) +-[\d.]+ +([\d.]+) +(\d+)%$"
     rows = re.findall(table, printed, re.MULTILINE)
     assert [row[1] for row in rows] == [*families] * 2
     gaps = {row[:2]: float(row[2]) for row in rows}

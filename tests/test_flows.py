@@ -327,6 +327,13 @@ def test_saving(name, tmp_path):
     assert len(loaded.weights) == len(model.weights)
 
 
+QUICK = ("Planar", "InverseAutoregressive")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in FLOWS],
+)
 def test_xla(name):
     """Values of the map, their densities and those of others, with all gradients."""
     layer = layer_of(name)
@@ -589,6 +596,7 @@ def test_same_seed_same_training():
     assert losses[0] == losses[1]
 
 
+@pytest.mark.long
 def test_diagnosis_and_annealing():
     keras.utils.set_random_seed(0)
     vae = small_vae(posteriors.Flow(2, flows.Planar(2)))
