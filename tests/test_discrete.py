@@ -328,6 +328,7 @@ def test_relaxed_gradient_is_that_of_the_relaxed_elbo(prior_temperature):
     assert_unbiased(found, wanted)
 
 
+@pytest.mark.long
 def test_bias_of_relaxed_gradients_goes_with_the_temperature():
     """Of both models; and the estimates at a low temperature are as good as exact ones."""
     exact = derivative(BITS.elbo, BITS.weights)
@@ -672,6 +673,7 @@ def test_layers_of_bits_are_enumerated():
     assert found.num_samples == 16
 
 
+@pytest.mark.long
 def test_layers_of_bits_are_relaxed():
     """The gradient is that of a quadrature over the noise of all four bits."""
     for straight_through in (False, True):

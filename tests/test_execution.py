@@ -398,6 +398,7 @@ def logs_of_seeds(num=40, **kwargs):
     return np.array([history[name] for name in ("loss", "nll", "kl")])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("objective", ["ELBO by Monte Carlo", "IWAE"])
 def test_draws_by_xla_have_the_same_distribution(objective):
     make, _ = OBJECTIVES[objective]

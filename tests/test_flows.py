@@ -613,6 +613,7 @@ def test_diagnosis_and_annealing():
     assert "Flow" in str(diagnosis)
 
 
+@pytest.mark.long
 def test_local_posterior_of_a_flow():
     """Of a family that holds the encoder's it can only be better."""
     keras.utils.set_random_seed(0)
@@ -698,7 +699,9 @@ OBJECTIVES = {
 }
 
 
-@pytest.mark.parametrize("kind", ["Planar", "InverseAutoregressive"])
+@pytest.mark.parametrize(
+    "kind", ["Planar", pytest.param("InverseAutoregressive", marks=pytest.mark.long)]
+)
 def test_gradient_estimators_are_unbiased(kind):
     """Against the difference quotient of a quadrature, along two directions of all weights."""
     vae = bent_model(FLOWS[kind](), "float64")

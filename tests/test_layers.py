@@ -913,6 +913,7 @@ def test_precision_is_full_under_every_policy(policy, name, rng):
     np.testing.assert_allclose(log_prob, expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.long
 def test_log_prob_compiled_by_xla(block, rng):
     """Also: traced, for a batch of unknown size, by a layer that was never called before."""
     params, x = block.params(rng), block.draw(rng)

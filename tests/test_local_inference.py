@@ -189,6 +189,7 @@ def trained(x):
     return vae
 
 
+@pytest.mark.long
 def test_training_reaches_the_maximum_likelihood_of_ppca(trained, x):
     best, _ = ppca(x, K)
     elbo = trained.elbo(x, num_samples=1000, seed=0).mean()
@@ -229,6 +230,7 @@ def test_saves_in_safe_mode_and_goes_on_training(trained, x, tmp_path):
         again.fit(x + 1.0, verbose=0)
 
 
+@pytest.mark.long
 def test_a_step_moves_the_batchs_own_parameters_only(x):
     """Equal examples share theirs; as XLA compiles it, the other tests run without."""
     twice = np.concatenate([x[:4], x[:2]])

@@ -233,7 +233,7 @@ def test_pieces_are_as_good_as_the_whole(log_weights, cuts, tail):
     np.testing.assert_array_equal(result.largest_log_weights, largest.T)
 
 
-@pytest.mark.parametrize("method", ["importance", "ais"])
+@pytest.mark.parametrize("method", ["importance", pytest.param("ais", marks=pytest.mark.long)])
 def test_memory_is_bounded(method, wide, narrow, monkeypatch):
     """Where it holds but a part of the draws of an example, the answer is that of all of them."""
     sizes = []
@@ -320,6 +320,7 @@ def test_bytes_are_scored_like_floats():
 # Annealing.
 
 
+@pytest.mark.long
 def test_annealing_is_closer_than_importance_sampling(narrow):
     annealed = narrow.log_marginal_likelihood(X[:20], 16, "ais", seed=0, **AIS)
     plain = narrow.log_marginal_likelihood(X[:20], 1000, seed=0)
@@ -376,6 +377,7 @@ def sandwiches(narrow):
     ]
 
 
+@pytest.mark.long
 def test_the_sandwich_closes(sandwiches):
     few, many = sandwiches
     assert few.mean_gap > 4 * few.mean_gap_standard_error

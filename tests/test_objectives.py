@@ -558,6 +558,7 @@ def test_bounds_bracket_the_evidence_and_close_in():
         assert found == pytest.approx(cubo(order)(WIDE), abs=0.01)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("objective", "posterior", "scales"),
     [
