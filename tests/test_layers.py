@@ -976,15 +976,24 @@ print(json.dumps(failures))
 """
 
 
+#: what goes with a prior that is no density on all real numbers
+POSTERIORS = {
+    "Bernoulli": (posteriors.Bernoulli, {}),
+    "OneHotCategorical": (posteriors.OneHotCategorical, {}),
+    "RelaxedBernoulli": (posteriors.RelaxedBernoulli, {"temperature": 0.5}),
+    "RelaxedOneHotCategorical": (posteriors.RelaxedOneHotCategorical, {"temperature": 0.5}),
+}
+
+
 def model_with(block, rng):
     """A Keras model that ends in the block, or in a posterior regularized by it if a prior."""
     layer = block.make()
     if block.is_prior:
         # A prior other than it starts as: loading must restore the weights.
         block(layer, block.params(rng))
-        layer = posteriors.DiagonalNormal(
-            block.event_shape, activity_regularizer=KLDivergenceRegularizer(layer)
-        )
+        kl = KLDivergenceRegularizer(layer)
+        make, fixed = POSTERIORS.get(type(layer).__name__, (posteriors.DiagonalNormal, {}))
+        layer = make(block.event_shape, activity_regularizer=kl, **fixed)
     elif isinstance(layer, (posteriors.DiagonalNormal, posteriors.FullRankNormal)):
         kl = KLDivergenceRegularizer(priors.StandardNormal(block.event_shape))
         layer = block.make(activity_regularizer=kl)
