@@ -65,7 +65,7 @@ def test_conv_vae_reaches_the_tutorials_loss():
 
 
 def test_richer_posteriors_and_priors_improve_the_elbo():
-    """The test ELBO of each of three seeds rises with a flow, and with a VampPrior.
+    """The mean test ELBO of three seeds rises, by more than its error, with a flow and a VampPrior.
 
     The networks, the optimizer and the number of epochs are those of `mlp_vae`.
     """
@@ -76,23 +76,28 @@ def test_richer_posteriors_and_priors_improve_the_elbo():
             posteriors.Flow(2, flows.InverseAutoregressive(2, (32,), context_size=16)),
             priors.StandardNormal,
         ),
-        "diagonal normal, VampPrior": (
+        "diagonal normal, VampPrior of 100": (
             posteriors.DiagonalNormal(2),
             lambda size: priors.VampPrior(size, pseudo_inputs=data.x_train[:100]),
+        ),
+        "diagonal normal, VampPrior of 500": (
+            posteriors.DiagonalNormal(2),
+            lambda size: priors.VampPrior(size, pseudo_inputs=data.x_train[:500]),
         ),
     }
     found = {
         name: [_test_elbo(*parts, data=data, seed=seed, name=name) for seed in range(3)]
         for name, parts in models.items()
     }
-    first, *others = found.values()
+    first = next(iter(found.values()))
     for name, elbos in found.items():
         gains = np.subtract(elbos, first)
         print(
             f"{name}: ELBO {np.mean(elbos):.2f}, sd over seeds {np.std(elbos, ddof=1):.2f}; gain "
             f"{gains.mean():.2f}, {gains.min():.2f} to {gains.max():.2f}"
         )
-    assert all(np.min(np.subtract(elbos, first)) > 0 for elbos in others)
+        error = np.std(gains, ddof=1) / np.sqrt(len(gains))
+        assert elbos is first or gains.mean() > error
 
 
 def _test_elbo(posterior, make_prior, data, seed, name):
