@@ -36,7 +36,7 @@ format: $(VENV)/.installed  ## put the code into its format
 test-oldest:  ## the same tests on the oldest versions that pyproject.toml allows
 	$(MAKE) test VENV=.venv-oldest PIP_CONSTRAINT=$(CURDIR)/tests/oldest.txt
 
-study: $(VENV)/.installed  ## train the tutorials' models on full MNIST, several seeds: 40 minutes to an hour
+study: $(VENV)/.installed  ## train on full MNIST, several seeds: an hour or more
 	$(BIN)/python -m pytest -m study -s
 
 $(VENV)/.bench: $(VENV)/.installed

@@ -1,4 +1,4 @@
-"""The tutorials' models on full MNIST, trained to the end: `make study`, 40 minutes to an hour."""
+"""The tutorials' models on full MNIST, trained to the end: `make study`, an hour or more."""
 
 import statistics
 import sys
