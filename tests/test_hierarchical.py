@@ -873,8 +873,8 @@ BAD = {
         lambda given: {"encoders": given["encoders"][:1]},
         "encoders: got 1 with 2 decoders",
     ),
-    "no list": (lambda given: {"encoders": given["encoders"][0]}, "encoders: got .* wanted a pair"),
-    "empty": (lambda given: {"encoders": [], "decoders": []}, "wanted a pair"),
+    "no list": (lambda given: {"encoders": given["encoders"][0]}, "encoders: got .* wanted a list"),
+    "empty": (lambda given: {"encoders": [], "decoders": []}, "wanted a list"),
     "no block": (
         lambda given: {"decoders": [given["decoders"][0], Dense(4)]},
         r"decoders\[1\]: got a network that ends in a layer Dense",
