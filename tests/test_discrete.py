@@ -128,10 +128,11 @@ def derivative(function, weights):
     return np.array([(function(weights + h) - function(weights - h)) / 2e-5 for h in steps])
 
 
-def estimates(vae, num, size):
+def estimates(vae, num, size, parts=None):
     """Independent estimates `[num, P]` of the gradient of the negative loss by the weights."""
     batch = tf.fill([size, 1], np.float32(X))
-    weights = [part.trainable_weights[0] for part in (vae.encoder, vae.decoder, vae.prior)]
+    parts = parts or (vae.encoder, vae.decoder, vae.prior)
+    weights = [part.trainable_weights[0] for part in parts]
 
     @tf.function(autograph=False)
     def gradient():
@@ -640,19 +641,9 @@ def layered_elbo(weights):
 
 
 def layered_estimates(vae, num, size):
-    batch = tf.fill([size, 1], np.float32(X))
     hierarchy = vae._hierarchy
-    parts = (*hierarchy.encoders, *hierarchy.decoders[::-1], vae._hierarchy.prior)
-    weights = [part.trainable_weights[0] for part in parts]
-
-    @tf.function(autograph=False)
-    def gradient():
-        with tf.GradientTape() as tape:
-            loss, _, _ = vae.example_losses(batch, batch, training=True)
-            loss = -tf.reduce_mean(loss)
-        return tf.concat([tf.reshape(part, [-1]) for part in tape.gradient(loss, weights)], 0)
-
-    return np.stack([gradient().numpy() for _ in range(num)])
+    parts = (*hierarchy.encoders, *hierarchy.decoders[::-1], hierarchy.prior)
+    return estimates(vae, num, size, parts)
 
 
 def test_layers_of_bits_are_enumerated():

@@ -586,6 +586,15 @@ def test_a_second_fit_goes_on(linear_data):
     assert second[0] < first[0]
 
 
+def test_a_model_that_is_not_compiled_is_saved(tmp_path):
+    model = BayesianRegression(likelihoods.Normal(scale=1.0), seed=0)
+    model.build((None, 2))
+    model.unconstrained.assign_add(tf.ones_like(model.unconstrained))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert set(loaded.unconstrained.numpy()) == {1.0}
+
+
 def test_saved_and_loaded_in_safe_mode(tmp_path, linear_data):
     x, y = linear_data
     model = BayesianRegression(
