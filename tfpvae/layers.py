@@ -235,9 +235,10 @@ class DistributionLayer(blocks.Block):
         properties = self._properties()
         values = {}
         arguments = _arguments(self._distribution_class)
+        choice = arguments.get("dtype")
         if self._sample_dtype is not None:
             values["dtype"] = tf.as_dtype(self._sample_dtype)
-        elif isinstance(choice := arguments.get("dtype"), tf.DType) and choice.is_floating:
+        elif isinstance(choice, tf.DType) and choice.is_floating:
             values["dtype"] = tf.as_dtype(self.dtype)
         if "dimension" in {*arguments} - {*properties} and self.event_shape:
             values["dimension"] = self.event_shape[-1]  # of LKJ and its like
