@@ -32,10 +32,12 @@ def run(monkeypatch):
 
 def test_every_example_has_a_test():
     assert set(SCRIPTS) == {
+        "adversarial",
         "bayesian_network",  # tests/test_weights.py
         "breast_cancer",
         "categorical_vae",
         "common",
+        "conditional_vae",
         "conv_vae",
         "count_vae",
         "diagnose",
@@ -43,12 +45,43 @@ def test_every_example_has_a_test():
         "flows",
         "hierarchical_vae",
         "impute",
+        "info_vae",
         "latent_space",
         "logistic_from_blocks",  # tests/test_weights.py
         "mlp_vae",
+        "random_effects",
+        "simulator",
         "stock_tfp_faults",
         "wine",
     }
+
+
+@pytest.mark.long
+def test_random_effects_example(run, tmp_path, capsys):
+    """Partial pooling beats both none and complete pooling, as on the page."""
+    run("random_effects", "--steps", 100, "--output", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["random_effects.png"]
+    row = r"^ *(no pooling|random effects|complete pooling) +([\d.]+) +([\d.]+)$"
+    rows = re.findall(row, capsys.readouterr().out, re.MULTILINE)
+    errors = {name: float(error) for name, error, _ in rows}
+    assert errors["random effects"] < 0.8 * min(errors["no pooling"], errors["complete pooling"])
+    shown = re.findall(row, (ROOT / "docs" / "random_effects.md").read_text(), re.MULTILINE)
+    assert [name for name, *_ in shown] == [*errors]
+
+
+@pytest.mark.long
+def test_adversarial_example(run, tmp_path, capsys):
+    """Small; by a training as long as on the page: `test_four_points` in test_adversarial.py."""
+    run("adversarial", "--steps", 200, "--updates", 1, "--output", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["adversarial.png"]
+    row = r"^ *(diagonal|adversarial) +(-[\d.]+) +(-[\d.]+) +(-[\d.]+)$"
+    rows = re.findall(row, capsys.readouterr().out, re.MULTILINE)
+    assert [row[0] for row in rows] == ["diagonal", "adversarial"]
+    evidence, found, own = map(float, rows[0][1:])
+    assert found == pytest.approx(own, abs=0.05)  # Where the ELBO is known.
+    assert found < evidence
+    shown = re.findall(row, (ROOT / "docs" / "adversarial.md").read_text(), re.MULTILINE)
+    assert [row[0] for row in shown] == ["diagonal", "adversarial"]
 
 
 @pytest.mark.long
@@ -72,6 +105,20 @@ def test_flows_example(run, tmp_path, capsys):
     assert {row[0] for row in shown} == {"banana", "two moons"}
 
 
+@pytest.mark.long
+def test_simulator_example(run, tmp_path, capsys):
+    run("simulator", "--steps", 3000, "--num-data", 20, "--output", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"simulator.png", "simulator.keras"}
+    row = r"^ *(mean|log scale) +(-?[\d.]+) \+- ([\d.]+) +(-?[\d.]+) \+- ([\d.]+)"
+    rows = re.findall(row, capsys.readouterr().out, re.MULTILINE)
+    shown = re.findall(row, (ROOT / "docs" / "simulators.md").read_text(), re.MULTILINE)
+    assert [title for title, *_ in rows] == [title for title, *_ in shown] == ["mean", "log scale"]
+    for _, *numbers in (*rows, *shown):
+        true, scale, found, spread = map(float, numbers)
+        assert abs(found - true) < 0.5 * scale
+        assert spread == pytest.approx(scale, rel=0.3)
+
+
 @pytest.mark.parametrize("name", ["mlp_vae", pytest.param("conv_vae", marks=pytest.mark.long)])
 def test_vae_examples(name, run, tmp_path, capsys):
     run(name, "--epochs", 2, "--output", tmp_path / "made", "--batch-size", 200)
@@ -88,6 +135,23 @@ def test_vae_examples(name, run, tmp_path, capsys):
     assert test_loss == pytest.approx(history["val_loss"][-1], abs=0.01)
     vae = keras.models.load_model(tmp_path / "made" / "model.keras")
     assert vae.sample(3, seed=0).shape[0] == 3
+
+
+@pytest.mark.long
+def test_conditional_example(run, tmp_path, capsys):
+    """Who knows the class needs fewer nats; who is told a wrong one needs more."""
+    run("conditional_vae", "--epochs", 30, "--output", tmp_path)
+    made = {path.name for path in tmp_path.iterdir()}
+    assert made == {"conditional.png", "conditional_analogies.png", "model.keras"}
+    printed = capsys.readouterr().out
+    table = r"^ *(VAE, log p\(x\)|ConditionalVAE.*?|  of labels.*?)  +(-[\d.]+) +(-[\d.]+)$"
+    rows = re.findall(table, printed, re.MULTILINE)
+    (_, plain, _), (_, given, _), (_, wrong, _) = rows
+    assert float(wrong) + 2 < float(plain) < float(given) - 0.5
+    page = (ROOT / "docs" / "conditional.md").read_text()
+    shown = re.findall(table, page, re.MULTILINE)
+    assert [row[0].strip() for row in shown] == [row[0].strip() for row in rows] * 2
+    assert float(re.search(r"is right: ([\d.]+)%", printed)[1]) > 60
 
 
 def test_imputing_example(run, tmp_path, capsys):
@@ -170,6 +234,22 @@ def test_factor_analysis_example_beside_scikit_learn(run, tmp_path, capsys):
     for elbo, ours, theirs in (train[:3], train[3:]):
         assert elbo < ours + 0.05
         assert theirs - 1.0 < ours < theirs + 1e-3
+
+
+@pytest.mark.long
+def test_info_vae_example(run, tmp_path, capsys):
+    run("info_vae", "--epochs", 2, "--output", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["info_vae.png"]
+    row = r"^ *(autoencoder|VAE|WAE, MMD|InfoVAE|beta-TCVAE)((?:  +-?\d+\.\d{3})+)$"
+    rows = re.findall(row, capsys.readouterr().out, re.MULTILINE)
+    page = (ROOT / "docs" / "aggregate_posterior.md").read_text()
+    shown = re.findall(row, page, re.MULTILINE)
+    assert [title for title, _ in rows] == [title for title, _ in shown]
+    assert len(rows) == 10
+    for _, numbers in [*rows[:5], *shown[:5]]:
+        elbo, kl, *parts, _ = map(float, numbers.split())
+        assert elbo < 0
+        assert sum(parts) == pytest.approx(kl, abs=0.003)
 
 
 @pytest.mark.long
@@ -325,3 +405,14 @@ def test_files_that_the_page_names_are_there(page):
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
     for link in links:
         assert link.startswith("http") or (page.parent / link).exists(), link
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("model", ["m2", "m1m2"])
+def test_semi_supervised_example(model, run, tmp_path, capsys):
+    run("semi_supervised", "--model", model, "--epochs", 2, "--epochs-m1", 1, "--output", tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"semi_supervised_errors.png", "semi_supervised_analogies.png"}
+    errors = re.findall(r"(\d+\.\d\d) %", capsys.readouterr().out)
+    assert len(errors) == 3
+    assert all(0 <= float(error) <= 100 for error in errors)

@@ -283,6 +283,10 @@ OBJECTIVES = {
     "CUBO": (lambda: objectives.CUBO(2.0, 2), True),
     "FDivergence": (lambda: objectives.FDivergence("kl_forward", 2), True),
     "ReweightedWakeSleep": (lambda: objectives.ReweightedWakeSleep(2), True),
+    "AdversarialELBO": (
+        lambda: objectives.AdversarialELBO(keras.layers.Dense(1), num_samples=2),
+        True,
+    ),
 }
 
 

@@ -384,3 +384,54 @@ def test_append_parameters_computes_in_full_precision(policy, dtype):
 def test_mistakes_with_append_parameters(arguments, error, message):
     with pytest.raises(error, match=f"^{message}"):
         networks.AppendParameters(*arguments)
+
+
+def test_join_concatenates_vectors():
+    h, y = np.arange(6).reshape(2, 3), np.array([[0.0, 1.0], [1.0, 0.0]])
+    joined = networks.Join()([tf.constant(h), tf.constant(y)])
+    np.testing.assert_array_equal(joined, [[0, 1, 2, 0, 1], [3, 4, 5, 1, 0]])
+
+
+@pytest.mark.parametrize("pixels", [(4, 6), (5,)])
+def test_join_appends_channels(pixels, rng):
+    h, y = rng.normal(size=(2, *pixels, 3)), rng.normal(size=(2, 7))
+    joined = networks.Join()([tf.constant(h, tf.float32), tf.constant(y, tf.float32)]).numpy()
+    assert joined.shape == (2, *pixels, 10)
+    np.testing.assert_allclose(joined[..., :3], h, rtol=1e-6)
+    everywhere = y.reshape(2, *[1] * len(pixels), 7) * np.ones((*pixels, 1))
+    np.testing.assert_allclose(joined[..., 3:], everywhere, rtol=1e-6)
+    images = networks.Join()([h, everywhere])
+    np.testing.assert_array_equal(images, joined)
+
+
+def test_join_makes_vectors(rng):
+    h, y = rng.normal(size=(2, 4, 6)), rng.normal(size=(2, 4))
+    joined = networks.Join(flatten=True)([h, y])
+    np.testing.assert_allclose(joined, np.c_[h.reshape(2, 24), y], rtol=1e-6)
+    assert networks.Join()([y, h]).shape == (2, 28)
+
+
+def test_join_is_saved_and_takes_any_batch(tmp_path):
+    model = keras.Sequential([networks.Join(flatten=True), keras.layers.Dense(2)])
+    model.build([(None, 4, 4), (None, 3)])
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    for size in (1, 5):
+        given = [np.ones((size, 4, 4)), np.ones((size, 3))]
+        np.testing.assert_array_equal(again(given), model(given))
+
+
+def test_join_under_mixed_precision():
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    assert networks.Join()([np.ones((2, 3)), np.ones((2, 1), int)]).dtype == "bfloat16"
+
+
+def test_mistakes_with_join():
+    with pytest.raises(TypeError, match=r"^flatten: got 1, wanted True or False"):
+        networks.Join(1)
+    with pytest.raises(TypeError, match="wanted two inputs"):
+        networks.Join()(np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"got y of shape \(2, 5, 5, 1\) .* \(B, 4, 4, D\)"):
+        networks.Join()([np.ones((2, 4, 4, 1)), np.ones((2, 5, 5, 1))])
+    with pytest.raises(ValueError, match=r"got y of shape \(2, 3, 4\)"):
+        networks.Join()([np.ones((2, 4, 4, 1)), np.ones((2, 3, 4))])

@@ -55,6 +55,9 @@ class Block(tfp.layers.DistributionLambda):
     #: the arguments that are blocks themselves
     parts: ClassVar[tuple[str, ...]] = ()
 
+    #: whether `log_prob` is known
+    has_density: ClassVar[bool] = True
+
     def __init__(
         self,
         event_shape: Any,
@@ -371,6 +374,52 @@ def as_shape(argument: str, value: Any) -> tuple[int, ...]:
     if not exact or isinstance(value, (bool, str)) or min(shape, default=1) < 1:
         raise ValueError(f"{argument}: got {value!r}, wanted a size or a tuple of sizes, all >= 1")
     return shape
+
+
+def check_network(argument: str, network: Any) -> None:
+    """Raise TypeError unless this is a layer or model of tf_keras."""
+    checks.refuse_keras3(argument, network)
+    if not isinstance(network, keras.layers.Layer):
+        raise TypeError(f"{argument}: got {network!r}, wanted a tf_keras layer or model")
+
+
+def build_network(argument: str, network: Any, size: int, wanted: int) -> None:
+    """Build a network for vectors of one size; ValueError unless it maps them to another."""
+    with tf.init_scope():
+        try:
+            if isinstance(network, keras.Sequential) and not network.built:
+                network.build((None, size))  # For any batch size at once.
+            value = tf.convert_to_tensor(network(tf.zeros((2, size))))
+        except (ValueError, tf.errors.InvalidArgumentError) as error:
+            raise ValueError(
+                f"{argument}: got one that does not take vectors of {size} numbers: {error}"
+            ) from error
+    if tuple(value.shape) != (2, wanted):
+        shape = ", ".join(map(str, ("N", *value.shape[1:])))
+        raise ValueError(
+            f"{argument}: got one that puts out shape ({shape}), wanted (N, {wanted}): end it in "
+            f"keras.layers.Dense({wanted})"
+        )
+
+
+def build_generator(
+    network: Any, context_size: int, event_shape: tuple[int, ...], noise_size: Any, noise: Any
+) -> int:
+    """Check and build the network of a block without a density; the size of its noise."""
+    size = math.prod(event_shape)
+    if noise_size is not None:
+        noise_size = checks.positive_integer("noise_size", noise_size)
+    if noise not in ("normal", "uniform"):
+        raise ValueError(f"noise: got {noise!r}, wanted 'normal' or 'uniform'")
+    check_network("network", network)
+    build_network("network", network, context_size + (noise_size or size), size)
+    return noise_size or size
+
+
+def has_density(network: Any) -> bool:
+    """Whether no block in a network, or a block itself, is one without a density."""
+    layers = (network, *network.submodules)
+    return all(layer.has_density for layer in layers if isinstance(layer, Block))
 
 
 def full_precision(dtype: Any) -> str:

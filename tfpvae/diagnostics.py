@@ -76,9 +76,16 @@ class Latents(NamedTuple):
         return self.activity > ACTIVITY
 
     @property
+    def total_correlation(self) -> float | None:
+        """KL(q(z) || prod_d q(z_d)): `aggregate_kl` less that of the units; None as they are."""
+        if self.aggregate_kl_by_unit is None:
+            return None
+        return self.aggregate_kl - float(np.sum(self.aggregate_kl_by_unit))
+
+    @property
     def mutual_information_upper(self) -> float:
         """On average an upper bound on the mutual information of all data."""
-        return self.kl - self.aggregate_kl_lower
+        return self.mutual_information + self.aggregate_kl - self.aggregate_kl_lower
 
 
 def latents(vae: Any, x: Any, seed: Any = None, verbose: Any = "auto") -> Latents:
@@ -121,14 +128,15 @@ def latents(vae: Any, x: Any, seed: Any = None, verbose: Any = "auto") -> Latent
     Johnson, "ELBO Surgery", 2016; Poole et al., "On Variational Bounds of Mutual Information", 2019
     (the bounds); Chen et al., "Isolating Sources of Disentanglement", 2018 (the units).
     """
-    x = checks.as_array("x", x)
-    if len(x) < 2:
+    x = vae._arrays(x)
+    num = execution.length(x)
+    if num < 2:
         raise ValueError("x: got one example, wanted several, to compare their posteriors")
     seed = vae.noise.next() if seed is None else noise.as_seed(seed)
-    q, prior, num = vae.posterior(x), vae.prior(), len(x)
+    q, prior = vae.posterior(x), _prior(vae, x)
     block, params = local_inference.source(q)
     z = q.sample(math.ceil(_MIXTURE_DRAWS / num), seed=tf.random.fold_in(seed, 0))
-    divergence = regularizers.KLDivergenceRegularizer(vae.prior).divergence(q, z).numpy()
+    divergence = regularizers.KLDivergenceRegularizer(prior).divergence(q, z).numpy()
     kl = float(divergence.mean())
     # Columns: of z as a whole, then of each unit.
     of_q, of_prior = _marginals(q), _marginals(prior) if _is_factorized(prior) else None
@@ -137,19 +145,31 @@ def latents(vae: Any, x: Any, seed: Any = None, verbose: Any = "auto") -> Latent
     if of_q is not None and of_prior is not None:
         kl_by_unit = np.mean(_flat(_divergence(of_q, of_prior, z), 1), axis=0)
         log_prior = np.concatenate([log_prior, _flat(of_prior.log_prob(z), 2)], axis=1)
-    mixtures = _mixtures(block, params, _flat(z, 2), verbose)[..., : log_prior.shape[1]]
-    ratios = mixtures - log_prior
+    columns = slice(log_prior.shape[1])
+    if prior.batch_shape.rank:  # p(z|y): the codes of all are held against its mean over y.
+        source = local_inference.source(prior)
+        log_prior = _mixtures(*source, _flat(z, 2), verbose)[0][..., columns]
+        total = float(np.mean(np.ravel(q.log_prob(z)) - log_prior[:, 0]))
+    else:
+        total = kl
+    ratios = _mixtures(block, params, _flat(z, 2), verbose)[..., columns] - log_prior
     ratios[..., 0] = _controlled(
         ratios[..., 0], np.ravel(q.log_prob(z) - prior.log_prob(z) - divergence)
     )
     upper, lower = ratios.mean(axis=1)
     if kl_by_unit is not None:
         by_unit = upper[1:]
+    most = float(np.clip(upper[0], max(total - math.log(num), 0.0), total))
     # Where units are independent a priori, their KLs add up to no more than that of all.
-    most = float(np.clip(upper[0], max(kl - math.log(num), 0.0), kl))
-    least = float(np.clip(max(lower[0], lower[1:].sum()), 0.0, most))
+    by_units = -math.inf if prior.batch_shape.rank else lower[1:].sum()
+    least = float(np.clip(max(lower[0], by_units), 0.0, most))
     unit_activity = activity(q, tf.random.fold_in(seed, 1))
-    return Latents(unit_activity, kl_by_unit, by_unit, kl, kl - most, most, least, num)
+    return Latents(unit_activity, kl_by_unit, by_unit, kl, total - most, most, least, num)
+
+
+def _prior(vae: Any, x: Any) -> Any:
+    """The prior p(z), or with batch shape `[N]` the p(z|y) of the data of a conditional model."""
+    return vae.prior(vae._split(x)[1])
 
 
 def _controlled(values: np.ndarray, control: np.ndarray) -> np.ndarray:
@@ -452,9 +472,10 @@ def diagnose(
     num_local = checks.positive_integer("num_local", num_local)
     marginal_likelihood.check_tail(num_samples)  # Now, and not when the report is printed.
     seed = vae.noise.next() if seed is None else noise.as_seed(seed)
-    x = checks.as_array("x", x)
+    x = vae._arrays(x)
     seeds = [tf.random.fold_in(seed, i) for i in range(6)]
-    use = latents(vae, x, seeds[0], verbose)
+    use, prior = latents(vae, x, seeds[0], verbose), _prior(vae, x)
+    draws = math.ceil(_PRIOR_DRAWS / math.prod(prior.batch_shape))
     return Diagnosis(
         latents=use,
         gaps=_gaps(vae, x, num_samples, num_local, posterior, seeds[2], verbose),
@@ -463,22 +484,24 @@ def diagnose(
             x, num_samples, seed=seeds[1], verbose=verbose
         ),
         z=_flat(vae.posterior(x).sample(seed=seeds[4]), 1),
-        prior_z=_flat(vae.prior().sample(_PRIOR_DRAWS, seed=seeds[5]), 1),
+        prior_z=_flat(prior.sample(draws, seed=seeds[5]), 1 + prior.batch_shape.rank),
     )
 
 
 def _gaps(
-    vae: Any, x: np.ndarray, num_samples: int, num: int, other: Any, seed: Any, verbose: Any
+    vae: Any, x: Any, num_samples: int, num: int, other: Any, seed: Any, verbose: Any
 ) -> Gaps:
     """The gaps of examples that the seed chooses."""
-    order = tf.random.experimental.stateless_shuffle(tf.range(len(x)), seed=seed).numpy()
+    rows = tf.range(execution.length(x))
+    order = tf.random.experimental.stateless_shuffle(rows, seed=seed).numpy()
     indices = np.sort(order[:num])
-    chosen = x[indices]
+    chosen = execution.take(x, indices)
     best = local_inference.local_posterior(
         vae, chosen, None, num_samples, seed=tf.random.fold_in(seed, 0), verbose=verbose
     )
     weights = vae.log_weights(chosen, num_samples, tf.random.fold_in(seed, 1), verbose)
-    family = _family(local_inference.source(vae.posterior(chosen[:1]))[0])
+    q = vae.posterior(execution.take(chosen, slice(1)))
+    family = _family(local_inference.source(q)[0])
     elbo = weights.mean(axis=0)
     evidence = best.log_marginal_likelihood
     if other is None:
@@ -525,7 +548,7 @@ class LatentMonitor(keras.callbacks.Callback):
 
     def __init__(self, x: Any, every: int = 1, by_unit: bool = True, seed: int = 0) -> None:
         super().__init__()
-        self._x = checks.as_array("x", x)
+        self._x = x if isinstance(x, tuple) else checks.as_array("x", x)
         self._every = checks.positive_integer("every", every)
         self._by_unit, self._seed = by_unit, noise.as_seed(seed)
         self._names: list[str] = []

@@ -10,6 +10,9 @@ import tensorflow_probability as tfp
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
+# Fixed draws that the moments of what has no density are estimated from.
+_MOMENT_DRAWS = 64
+
 
 class _Derived(tfp.distributions.Distribution):
     """A distribution that is another one but for what a subclass overrides."""
@@ -936,3 +939,104 @@ def _unflat(vector: Any, event_shape: tuple[int, ...]) -> Any:
     value = tf.reshape(vector, tf.concat([tf.shape(vector)[:-1], event_shape], 0))
     value.set_shape(vector.shape[:-1] + event_shape)
     return value
+
+
+class Implicit(tfp.distributions.Distribution):
+    r"""What a network makes of noise: it can be drawn from, and has no density that is known.
+
+    $$ z = f([h, \epsilon]), \qquad \epsilon \sim p(\epsilon) $$
+
+    Draws are reparameterized. `mean`, `variance` and `stddev` are estimates from 64 draws, whose
+    noise is always the same and shared by the batch: so they are functions of h, and the error of
+    the mean is an eighth of the standard deviation.
+
+    Args:
+      context: what is known, h, `[*batch, C]`.
+      function: from `[N, C + noise_size]` to `[N, D]`.
+      event_shape: of z, of D numbers in all.
+      noise_size: how many numbers of noise a draw is made of.
+      noise: "normal" for the standard normal, "uniform" for the interval from -1 to 1.
+      validate_args: as in TFP.
+      allow_nan_stats: as in TFP.
+      name: as in TFP.
+    """
+
+    def __init__(
+        self,
+        context: Any,
+        function: Callable[[Any], Any],
+        event_shape: Any,
+        noise_size: int,
+        noise: str = "normal",
+        validate_args: bool = False,
+        allow_nan_stats: bool = True,
+        name: str = "Implicit",
+    ) -> None:
+        parameters = dict(locals())
+        self._context, self._function = tf.convert_to_tensor(context), function
+        self._shape, self._noise_size, self._noise = tuple(event_shape), noise_size, noise
+        super().__init__(
+            dtype=self._context.dtype,
+            reparameterization_type=tfd.FULLY_REPARAMETERIZED,
+            validate_args=validate_args,
+            allow_nan_stats=allow_nan_stats,
+            parameters=parameters,
+            name=name,
+        )
+
+    @classmethod
+    def _parameter_properties(cls, dtype: Any, num_classes: Any = None) -> Any:
+        return {"context": tfp.util.ParameterProperties(event_ndims=1)}
+
+    def _event_shape(self) -> Any:
+        return tf.TensorShape(self._shape)
+
+    def _event_shape_tensor(self) -> Any:
+        return tf.constant(self._shape, tf.int32)
+
+    def _sample_n(self, n: Any, seed: Any = None) -> Any:
+        lead = tf.concat([[n], tf.shape(self._context)[:-1]], 0)
+        return self._made_of(self._draw_noise(lead, seed))
+
+    def _draw_noise(self, lead: Any, seed: Any) -> Any:
+        """Noise `[*lead, noise_size]`."""
+        one, shape = tf.ones([], self.dtype), tf.concat([lead, [self._noise_size]], 0)
+        noise = tfd.Normal(0 * one, one) if self._noise == "normal" else tfd.Uniform(-one, one)
+        return noise.sample(shape, seed=seed)
+
+    def _made_of(self, noise: Any) -> Any:
+        """The z `[n, *batch, *event]` of noise `[n, *batch, noise_size]`, or such as broadcasts."""
+        size, context = self._context.shape[-1], self._context
+        lead = tf.concat([tf.shape(noise)[:1], tf.shape(context)[:-1]], 0)
+        parts = [(context, size), (noise, self._noise_size)]
+        both = [tf.broadcast_to(part, tf.concat([lead, [size]], 0)) for part, size in parts]
+        inputs = tf.reshape(tf.concat(both, axis=-1), [-1, size + self._noise_size])
+        z = tf.cast(self._function(inputs), self.dtype)
+        z = tf.reshape(z, tf.concat([lead, self._shape], 0))
+        z.set_shape([None, *context.shape[:-1], *self._shape])
+        return z
+
+    def moments(self) -> tuple[Any, Any]:
+        """The estimates of the mean and of the variance, from one set of draws."""
+        lead = [_MOMENT_DRAWS] + [1] * (self._context.shape.rank - 1)
+        return tf.nn.moments(self._made_of(self._draw_noise(lead, tf.zeros([2], tf.int32))), axes=0)
+
+    def _mean(self) -> Any:
+        return self.moments()[0]
+
+    def _variance(self) -> Any:
+        return self.moments()[1]
+
+    def _stddev(self) -> Any:
+        return tf.sqrt(self._variance())
+
+    def _log_prob(self, z: Any) -> Any:
+        raise NotImplementedError(
+            f"log_prob: got {self.name}, which has draws but no known density, wanted another "
+            "distribution, as posteriors.Flow or priors.Flow; objectives.AdversarialELBO trains "
+            "without it, and for an implicit posterior log p(x) is "
+            "log_marginal_likelihood(x, method='ais', proposal='prior')"
+        )
+
+    def _default_event_space_bijector(self) -> Any:
+        return tfb.Identity()

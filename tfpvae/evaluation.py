@@ -208,9 +208,10 @@ def _kl_source(model: Any, caught: list[tuple[Any, Any]]) -> _KLSource:
         own_draws = num is not None
         return _KLSource(model, posterior, model.prior, exact, weight, own_draws, num, own_draws)
     sources = [
-        _from_regularizer(layer, posterior, layer.activity_regularizer)
+        _from_regularizer(layer, posterior, part)
         for layer, posterior in caught
-        if isinstance(layer.activity_regularizer, tfpl.KLDivergenceRegularizer)
+        for part in getattr(layer.activity_regularizer, "parts", [layer.activity_regularizer])
+        if isinstance(part, tfpl.KLDivergenceRegularizer)
     ]
     for layer in model.submodules:
         if isinstance(layer, tfpl.KLDivergenceAddLoss) and caught:
@@ -235,9 +236,15 @@ def _keras_parts(model: Any, logs: dict[str, float], source: _KLSource) -> dict[
     """The loss that Keras printed, taken apart."""
     added = sum(float(loss) for loss in model.losses)
     if isinstance(model, training.ProbabilisticModel):
+        parts = getattr(model, "_aggregate_parts", [])
+        added += sum(float(part.weight) * logs[part.name] for part in parts)
         kl = logs["loss"] - logs["nll"] - added if _is_elbo(model) else logs["kl"]
         return {"nll": logs["nll"], "kl": kl, "rest": added}
     kl = sum(float(loss) for loss in source.layer.losses) if source.layer else 0.0
+    regularizer: Any = getattr(source.layer, "activity_regularizer", None)
+    if hasattr(regularizer, "added"):  # There may be divergences beside the KL.
+        others = regularizer.added(source.posterior)
+        kl -= sum(float(value) for name, value in others.items() if name != "kl")
     return {"nll": logs["loss"] - added, "kl": kl, "rest": added - kl}
 
 
@@ -259,7 +266,7 @@ def _apart_kl(source: _KLSource, prior: Any, differences: list[str]) -> tuple[np
         return np.zeros(1), 0.0
     if source.prior is None:
         differences.append(
-            "Nothing adds a KL to the loss: it is the nll alone. Give the posterior layer "
+            "Nothing adds a KL to the loss: the ELBO needs one. Give the posterior layer "
             "activity_regularizer=tfpvae.KLDivergenceRegularizer(prior)."
         )
     prior = _prior(source.prior if prior is None else prior)

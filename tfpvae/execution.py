@@ -250,6 +250,16 @@ def of_any_length(rows: Any, ndims: int) -> Any:
     return tf.TensorSpec([None] * ndims + rows.shape[ndims:], rows.dtype)
 
 
+def length(rows: Any) -> int:
+    """How many rows an array has, or each of a list of arrays."""
+    return tf.nest.flatten(rows)[0].shape[0]
+
+
+def take(rows: Any, which: Any) -> Any:
+    """The rows of an array that an index picks, or those of each of a list of arrays."""
+    return _map(lambda values: values[which], rows)
+
+
 def _spec(value: Any) -> Any:
     return value if isinstance(value, tf.TypeSpec) else tf.type_spec_from_value(value)
 
@@ -262,7 +272,7 @@ class Batched:
 
     Args:
       function: `(rows [B, ...], num_samples, seed) -> tensor`, which is `[B, ...]`, or without
-        `merge` `[num_samples, B, ...]`.
+        `merge` `[num_samples, B, ...]`. The rows may also be a list of tensors.
       merge: makes one result of those of two pieces of the draws, as `tf.add` does of sums; None
         keeps the results of all draws.
     """
@@ -277,7 +287,7 @@ class Batched:
         """The results of all rows, a tensor.
 
         Args:
-          rows: tensor `[N, ...]`.
+          rows: tensor `[N, ...]`, or a list of them.
           seed: int32 tensor `[2]`; each batch draws from a seed of its own, made from it.
           num_samples: draws for each row.
           verbose: 1 shows progress, 0 does not, "auto" does after a few seconds.
@@ -286,27 +296,27 @@ class Batched:
         pairs = max(1, _MAX_BYTES_INFERENCE // pair_bytes)
         draws = math.ceil(num_samples / math.ceil(num_samples / pairs))  # All pieces alike.
         size = max(1, pairs // num_samples)
-        progress = Progress(rows.shape[0], verbose)
+        num_rows = length(rows)
+        progress = Progress(num_rows, verbose)
         results, count = [], itertools.count()
-        for start in range(0, rows.shape[0], size):
-            part = rows[start : start + size]
+        for start in range(0, num_rows, size):
+            part = take(rows, slice(start, start + size))
             pieces = (
                 function(part, tf.constant(num), tf.random.fold_in(seed, next(count)))
                 for num in _pieces(num_samples, draws)
             )
             merge = self._merge  # One piece at a time is in memory.
             results.append(functools.reduce(merge, pieces) if merge else tf.concat([*pieces], 0))
-            progress.update(min(start + size, rows.shape[0]))
+            progress.update(min(start + size, num_rows))
         return tf.concat(results, axis=0 if self._merge else 1)
 
     def _compile(self, rows: Any) -> tuple[Any, int]:
         """The function for rows of this type, and the memory it takes for one draw of one row."""
-        signature = (rows.dtype, tuple(rows.shape[1:]))
+        specs = _map(lambda values: of_any_length(values, 1), rows)
+        signature = str(specs)
         if signature not in self._compiled:
             concrete = Traced(self._function).concrete(
-                tf.TensorSpec([None, *rows.shape[1:]], rows.dtype),
-                tf.TensorSpec([], tf.int32),
-                tf.TensorSpec([2], tf.int32),
+                specs, tf.TensorSpec([], tf.int32), tf.TensorSpec([2], tf.int32)
             )
             self._compiled[signature] = concrete, _bytes(concrete.graph)
         return self._compiled[signature]

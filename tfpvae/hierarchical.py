@@ -212,12 +212,11 @@ class HierarchicalVAE(models.VAE):
         with noise.fixed(0):
             _check_kinds(self.num_layers, _at_zero(parts.heads[-1]), parts.prior())
 
-    def _divergence(self, q: Any, z: Any, regularizer: Any = None) -> tuple[Any, dict[str, Any]]:
+    def _divergence(self, q: Any, z: Any, regularizer: Any) -> tuple[Any, dict[str, Any]]:
         """KL(q(z|x) || p(z)) of each example, and those of the layers, whose sum it is."""
-        regularizer = regularizer or self._regularizer
         if z is None:
             z = regularizer.draws(q)
-        layers = zip(self._kl_terms, _factors(q, z), _factors(self.prior(), z), strict=True)
+        layers = zip(self._kl_terms, _factors(q, z), _factors(regularizer.prior(), z), strict=True)
         found = {}
         for name, (of_q, value), (of_p, _) in layers:
             # What z_l depends on in q and in p must not depend on z_l itself.
@@ -228,11 +227,10 @@ class HierarchicalVAE(models.VAE):
             found[name] = tf.reduce_mean(kl, axis=range(kl.shape.rank - 1))
         return tf.add_n([*found.values()]), found
 
-    def _prediction(self, x: Any) -> Any:
-        q = getattr(self._posterior(x), "tensor_distribution", None)
-        if not isinstance(q, distributions.Chain):
-            return super()._prediction(x)
-        return self._decode(self._codes(q.means()), False)
+    def _mean(self, q: Any) -> Any:
+        """Each layer at its mean, given the layer that it is drawn from at its own."""
+        inner = getattr(q, "tensor_distribution", None)
+        return self._codes(inner.means()) if isinstance(inner, distributions.Chain) else q.mean()
 
 
 class _Parts:

@@ -24,6 +24,7 @@ class Data(NamedTuple):
       weight: array `[N]` of the weights of the examples, None for ones.
       first: of a stream the first batch `(x, y, weight)`; None for arrays.
       passes: how often the rows of arrays come in an epoch.
+      order: which rows of arrays a pass takes, some more than once; None for each row once.
     """
 
     x: Any
@@ -31,6 +32,7 @@ class Data(NamedTuple):
     weight: Any = None
     first: tuple[Any, Any, Any] | None = None
     passes: int = 1
+    order: np.ndarray | None = None
 
     @property
     def sample(self) -> tuple[Any, Any, Any]:
@@ -58,7 +60,8 @@ class Data(NamedTuple):
         """Indices of the rows of arrays, in their place; a stream stays what it is."""
         if self.first:
             return self
-        return Data(np.tile(np.arange(len(self.x), dtype=np.int32), self.passes))
+        rows = np.arange(len(self.x), dtype=np.int32) if self.order is None else self.order
+        return Data(np.tile(rows, self.passes))
 
     def split(self, share: float) -> tuple["Data", "Data"]:
         """The first rows of arrays, and the last ones, which are that share of them."""
@@ -76,7 +79,7 @@ class Data(NamedTuple):
         return part(slice(start)), part(slice(start, None))
 
     def _rows(self, settings: Mapping[str, Any]) -> int:
-        size = len(self.x) * self.passes
+        size = len(self.x if self.order is None else self.order) * self.passes
         return math.floor(size * (1.0 - (settings.get("validation_split") or 0.0)))
 
     def _batch_size(self, settings: Mapping[str, Any]) -> int:

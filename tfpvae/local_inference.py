@@ -374,7 +374,7 @@ def local_posterior(
         part = slice(begin, begin + batch_size)
         own = tf.random.fold_in(seed, begin)
         with noise.fixed(own):
-            values = vae.prepare(rows[part])
+            values = vae._prepared(execution.take(rows, part))
         found.append(climber.climb(values, start[part], num_samples, own))
         progress.update(min(begin + batch_size, len(start)))
     params, log_weights, steps, converged = zip(*found, strict=True)
@@ -405,16 +405,16 @@ def _start(vae: Any, x: Any, posterior: Any) -> tuple[Any, Any, Any]:
     """The data as a tensor, the posterior block, and its first parameters `[N, params_size]`."""
     if isinstance(posterior, type) or not isinstance(posterior, blocks.Block | None):
         raise TypeError(f"posterior: got {posterior!r}, wanted a block of tfpvae.posteriors")
-    array = checks.as_array("x", x)
-    (rows,) = execution.place(array)
     if isinstance(vae, LocalVAE):
+        array = checks.as_array("x", x)
         vae.check_scored(array, None, ("x", "x"))
+        (rows,) = execution.place(array)
         own = vae.encoder.layers[-1]
         params = vae.encoder.layers[0](rows)
         params = tf.where(tf.math.is_nan(params), tf.zeros([], params.dtype), params)
         q = own.new(params)
     else:
-        q = vae.posterior(array)
+        rows, q = vae._data(x), vae.posterior(x)
         own, params = source(q)
     block = own if posterior is None else posterior
     if block.event_shape != tuple(vae.prior.event_shape):
@@ -453,8 +453,8 @@ def _with_moments(block: Any, q: Any) -> Any:
 
 def _call(function: Any, rows: tuple[Any, ...], settings: tuple[Any, ...]) -> Any:
     """The result of a traced function for any number of rows."""
-    specs = (*(execution.of_any_length(array, 1) for array in rows), *settings)
-    return function.of(*rows, *settings, specs=specs)
+    specs = tf.nest.map_structure(lambda array: execution.of_any_length(array, 1), rows)
+    return function.of(*rows, *settings, specs=(*specs, *settings))
 
 
 class _Climber:
@@ -506,7 +506,10 @@ class _Climber:
         """The log p(x, z) - log q(z; scored), for draws z of q(z; params), `[S, B]`."""
         z = self._block.new(params).sample(num, seed=seed)
         z = tf.ensure_shape(z, (None, None, *self._vae.prior.event_shape))
-        joint = self._vae.likelihood(z).log_prob(x) + self._vae.prior().log_prob(z)
+        x, condition = self._vae._split(x)
+        with noise.fixed(0):  # For the value that its block passes on, which nobody asks for.
+            p = self._vae._decode(z, False, condition)
+        joint = p.log_prob(x) + self._vae.prior(condition).log_prob(z)
         return joint - self._block.new(scored).log_prob(z)
 
     def _run(self, x: Any, params: Any, rate: Any, num: Any, seed: Any) -> Any:

@@ -13,7 +13,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from scipy import special
 
-from tfpvae import blocks, checks, discrete, noise
+from tfpvae import blocks, checks, discrete, execution, noise
 
 logger = logging.getLogger(__name__)
 
@@ -242,12 +242,14 @@ def log_marginal_likelihood(
     num_samples = METHODS[method] if num_samples is None else num_samples
     num_samples = checks.positive_integer("num_samples", num_samples)
     annealing = _annealing(options) if method == "ais" else None
+    if annealing is None or annealing.proposal != "prior":
+        vae._refuse_implicit("importance weights")
     if annealing is None and options:
         name, value = next(iter(options.items()))
         raise TypeError(f"{name}: got {value!r} with method={method!r}, wanted it with 'ais'")
-    if annealing is not None:
-        _unconstraining(vae)
     rows = vae._data(x)
+    if annealing is not None:
+        _unconstraining(vae, _first_prior(vae, rows))
     seed = vae.noise.next() if seed is None else noise.as_seed(seed)
     tail = tail_length(num_samples)
 
@@ -263,7 +265,7 @@ def log_marginal_likelihood(
     if annealing is not None:
         return estimates(_annealed_weights(vae, annealing))
     # By the size of the task, not by a clock, as runs have to repeat.
-    if math.prod(rows.shape) * num_samples >= _WORTHWHILE_NUMBERS:
+    if math.prod(vae._split(rows)[0].shape) * num_samples >= _WORTHWHILE_NUMBERS:
         try:
             return estimates(_importance_weights(vae, fused=True))
         except tf.errors.OpError as error:
@@ -282,7 +284,7 @@ def _enumerated(
             )
     rows = vae._data(x)
     try:
-        num = discrete.num_states(vae.prior())
+        num = discrete.num_states(_first_prior(vae, rows))
     except TypeError as error:
         raise TypeError(f"prior: {error}; use method='importance'") from None
     if num > discrete.MAX_STATES_EVIDENCE:
@@ -304,13 +306,15 @@ def _sum_over_states(vae: Any, num: int) -> Callable[[Any, Any, Any], Any]:
 
     def enumeration(rows: Any, num_samples: Any, seed: Any) -> Any:
         with noise.fixed(seed):
-            x, prior = vae.prepare(rows), vae.prior()
+            x, condition = vae._split(vae._prepared(rows))
+            prior = vae.prior(condition)
 
             def body(start: Any, total: Any) -> Any:
                 index = start + tf.range(size)
                 z = discrete.states(prior, tf.minimum(index, num - 1), vae.prior.dtype)
                 z = z[:, tf.newaxis]
-                log_joint = vae._decode(z, False).log_prob(x) + prior.log_prob(z)  # [size, B]
+                p = vae._decode(z, False, condition)
+                log_joint = p.log_prob(x) + prior.log_prob(z)  # [size, B]
                 log_joint = tf.cast(log_joint, tf.float64)
                 log_joint = tf.where(index[:, tf.newaxis] < num, log_joint, -math.inf)
                 part = tf.reduce_logsumexp(log_joint, axis=0)
@@ -388,7 +392,7 @@ def bidirectional_monte_carlo(
     num_samples = checks.positive_integer("num_samples", num_samples)
     tolerance = checks.number("tolerance", tolerance, "a positive number of nats", _is_positive)
     annealing = _annealing(options)
-    _unconstraining(vae)
+    _unconstraining(vae, vae.prior())
     z_shape = vae.prior.event_shape
     z_size = math.prod(z_shape)
     x_shape = tuple(vae.likelihood(vae.prior().sample(1, seed=noise.as_seed(0))).event_shape)
@@ -556,8 +560,9 @@ def _importance_weights(vae: Any, fused: bool) -> Callable[[Any, Any], Any]:
     """The log weights `[S, B]` of draws from q(z|x), as a function of x and S."""
 
     def weigh(x: Any, num_samples: Any) -> Any:
-        q, z, p, x = vae._draw(x, num_samples)
-        return vae._weigh(q, z, _fused_log_prob(p, x) if fused else p.log_prob(x))
+        q, z, p, x, condition = vae._draw(x, num_samples)
+        log_likelihood = _fused_log_prob(p, x) if fused else p.log_prob(x)
+        return vae._weigh(q, z, log_likelihood, condition)
 
     weigh.__name__ = f"importance, {fused}"
     return weigh
@@ -627,9 +632,13 @@ def _annealing(options: dict[str, Any]) -> Annealing:
     return Annealing(**options)
 
 
-def _unconstraining(vae: Any) -> Any:
+def _first_prior(vae: Any, rows: Any) -> Any:
+    """The prior of z, of a conditional model that of its first row."""
+    return vae.prior(vae._split(execution.take(rows, slice(1)))[1])
+
+
+def _unconstraining(vae: Any, prior: Any) -> Any:
     """The bijector to the support of z from the real numbers, among which HMC moves."""
-    prior = vae.prior()
     try:
         bijector = prior.experimental_default_event_space_bijector()
     except NotImplementedError:
@@ -647,7 +656,7 @@ def _annealed_weights(vae: Any, annealing: Annealing) -> Callable[[Any, Any], An
     """The log weights `[S, B]` of annealed chains, as a function of x and S."""
 
     def weigh(x: Any, num_samples: Any) -> Any:
-        return _Chains(vae, vae.prepare(x), annealing).forward(num_samples)
+        return _Chains(vae, vae._prepared(x), annealing).forward(num_samples)
 
     weigh.__name__ = f"ais, {annealing}"
     return weigh
@@ -682,20 +691,21 @@ class _Chains:
     chains' own past, the weights would be biased.
     """
 
-    def __init__(self, vae: Any, x: Any, annealing: Annealing) -> None:
-        prior = vae.prior()
+    def __init__(self, vae: Any, data: Any, annealing: Annealing) -> None:
+        x, condition = vae._split(data)
+        prior = vae.prior(condition)
         self._num_leapfrog_steps = annealing.num_leapfrog_steps
-        self._bijector = _unconstraining(vae)
+        self._bijector = _unconstraining(vae, prior)
         betas, steps = annealing.segments()
         self._betas, self._steps = tf.constant(betas, prior.dtype), tf.constant(steps)
         if annealing.proposal == "posterior":
-            self._proposal, self._shape = vae._encode(x, False)[0], []
+            self._proposal, self._shape = vae._encode(data, False)[0], []
         else:
-            self._proposal, self._shape = prior, [tf.shape(x)[0]]
+            self._proposal, self._shape = prior, [] if prior.batch_shape.rank else [tf.shape(x)[0]]
         self._event_shape = vae.prior.event_shape
         self._path = _Path(
             self._proposal.log_prob,
-            lambda z: vae._decode(z, False).log_prob(x) + prior.log_prob(z),
+            lambda z: vae._decode(z, False, condition).log_prob(x) + prior.log_prob(z),
         )
         self._step_sizes = self._pilot(tf.shape(x)[0])
 

@@ -1,5 +1,7 @@
 """Latent variable models: prior, encoder and decoder, put together and trained by Keras."""
 
+import contextlib
+import functools
 import math
 import warnings
 from collections.abc import Iterator
@@ -32,6 +34,18 @@ tfd = tfp.distributions
 _PARTS = ("prior", "encoder", "decoder", "preprocessing")
 
 
+def _without_keras(method: Any) -> Any:
+    """The method, in which Keras leaves the divergences of the aggregate posterior to the model."""
+
+    @functools.wraps(method)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        regularizer = self._aggregate
+        with regularizer.handled() if regularizer is not None else contextlib.nullcontext():
+            return method(self, *args, **kwargs)
+
+    return wrapped
+
+
 @keras.saving.register_keras_serializable("tfpvae")
 class VAE(training.ProbabilisticModel):
     r"""The variational autoencoder: a latent variable model and its amortized posterior.
@@ -43,6 +57,9 @@ class VAE(training.ProbabilisticModel):
     The loss that `fit` and `evaluate` print is the negative ELBO, a mean over the examples in nats,
     unless `compile` is given another objective. The history holds loss, elbo, nll and kl, whatever
     the objective, with elbo = -(nll + kl), and their val_ twins.
+
+    A posterior block with an `activity_regularizer` of the aggregate posterior, as
+    `regularizers.MaximumMeanDiscrepancy`, adds it to the loss, and its value to the history.
 
     The posterior block decides how z is passed on: one reparameterized draw, `num_samples` draws
     (nll is their mean), or the mean. All draws come from one seed, see `noise.Noise`.
@@ -62,8 +79,8 @@ class VAE(training.ProbabilisticModel):
 
     Raises:
       TypeError: for parts that are no tf_keras layers, or of Keras 3.
-      ValueError: if prior and posterior differ in size, or the posterior has a regularizer of its
-        own, which would count the KL twice.
+      ValueError: if prior and posterior differ in size, or the posterior has a regularizer of the
+        KL, which would count twice.
 
     Example:
       >>> from tfpvae import likelihoods, posteriors, priors
@@ -83,6 +100,9 @@ class VAE(training.ProbabilisticModel):
     """
 
     terms = ("elbo", "nll", "kl")
+
+    #: what an adversarial objective trains beside the model, a `DensityRatio`; None for nothing
+    discriminator: Any = None
 
     # Names of the KLs of the layers of z.
     _kl_terms: tuple[str, ...] = ()
@@ -110,7 +130,8 @@ class VAE(training.ProbabilisticModel):
         if isinstance(posterior, blocks.Block):
             _check_sizes(prior.event_shape, posterior.event_shape)
         self.objective: objectives.Objective = objectives.ELBO()
-        self._regularizer = regularizers.KLDivergenceRegularizer(prior)
+        self._use_exact_kl: bool | None = None
+        self._has_densities = True
         # Past Keras's tracking: compiled functions are no part of what is saved.
         object.__setattr__(self, "_batched", {})
 
@@ -146,13 +167,17 @@ class VAE(training.ProbabilisticModel):
         if isinstance(posterior, blocks.Block):
             objective.check(posterior)
         objective.check_layers(max(1, len(self._kl_terms)))
+        known = [blocks.has_density(part) for part in (self.encoder, self.prior)]
+        objective.check_densities(*known)
+        self._has_densities = all(known)
         self.objective = objective
+        self._set_aside(objective.discriminator)
         self.schedule = objective.schedule  # For Keras to save its state.
         self.temperature = objective.temperature  # The same, if it is a schedule.
-        self._log_terms((*type(self).terms, *self._kl_terms, *objective.terms))
-        self._regularizer = regularizers.KLDivergenceRegularizer(
-            self.prior, objective.needs_exact_kl or objective.use_exact_kl
-        )
+        divergences = (regularizer.name for regularizer in self._aggregate_parts)
+        terms = type(self).terms if self._has_densities else ("nll",)
+        self._log_terms((*terms, *self._kl_terms, *divergences, *objective.terms))
+        self._use_exact_kl = objective.needs_exact_kl or objective.use_exact_kl
         super().compile(optimizer, **kwargs)
 
     def get_compile_config(self) -> dict[str, Any] | None:
@@ -163,8 +188,9 @@ class VAE(training.ProbabilisticModel):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """The likelihood p(x|z) at the z that the posterior block passes on."""
-        _, z = self._encode(self.prepare(inputs), training)
-        return self._decode(z, training)
+        data = self._prepared(inputs)
+        _, z = self._encode(data, training)
+        return self._decode(z, training, self._split(data)[1])
 
     def posterior(self, x: Any) -> Any:
         """The posterior q(z|x), a `tfd.Distribution` with batch shape `[N]`.
@@ -240,6 +266,7 @@ class VAE(training.ProbabilisticModel):
           An array `[S, N]`, in nats. Its mean over S estimates the ELBO, its log-mean-exp
           estimates log p(x) from below.
         """
+        self._refuse_implicit("log weights")
         num_samples = checks.positive_integer("num_samples", num_samples)
         x = self._data(x)
         weights = self._in_batches(self._log_weights, x, seed, num_samples, verbose, merge=None)
@@ -264,6 +291,7 @@ class VAE(training.ProbabilisticModel):
         Returns:
           An array `[N]`, in nats.
         """
+        self._refuse_implicit("elbo")
         num_samples = checks.positive_integer("num_samples", num_samples)
         total = self._in_batches(self._elbo, self._data(x), seed, num_samples, verbose)
         return total.numpy() / num_samples
@@ -358,23 +386,24 @@ class VAE(training.ProbabilisticModel):
         Source: Mattei and Frellsen, "MIWAE: Deep Generative Modelling and Imputation of Incomplete
         Data Sets", 2019.
         """
+        self._refuse_implicit("imputed values")
         num_samples = checks.positive_integer("num_samples", num_samples)
         if num_draws is not None:
             num_draws = checks.positive_integer("num_draws", num_draws)
         _check_imputable(_last_layer(self.decoder), num_draws)
-        rows, values = self._data(x), checks.as_array("x", x)
+        arrays = self._arrays(x)
+        values = self._split(arrays)[0]
         if self.preprocessing is not None:
             with noise.fixed(0):
-                values = self.prepare(rows).numpy()
+                values = self.prepare(execution.place(values)[0]).numpy()
         gaps = np.isnan(values)
         complete = values.copy() if num_draws is None else np.stack([values] * num_draws)
         incomplete = np.flatnonzero(gaps.reshape(len(gaps), -1).any(axis=1))
         if not len(incomplete):
             return complete
         function = self._imputation if num_draws is None else self._imputations(num_draws)
-        packed = self._in_batches(
-            function, tf.gather(rows, incomplete), seed, num_samples, verbose, merge=None
-        ).numpy()
+        rows = execution.place(execution.take(arrays, incomplete))[0]
+        packed = self._in_batches(function, rows, seed, num_samples, verbose, merge=None).numpy()
         found = (
             _mean_of_pieces(packed) if num_draws is None else _draws_of_pieces(packed, num_draws)
         )
@@ -394,9 +423,11 @@ class VAE(training.ProbabilisticModel):
         with noise.fixed(0):
             return tf.convert_to_tensor(self._prediction(x))
 
+    @_without_keras
     def example_losses(self, x: Any, y: Any, training: bool) -> tuple[Any, dict[str, Any], Any]:
         """The loss of each example, its nll and kl, and the likelihood."""
-        objective, prior = self.objective, self.prior()
+        objective, (_, condition) = self.objective, self._split(x)
+        prior = self.prior(condition, training=training)
         q, passed_on = self._encode(x, training)
         objective.check_distribution(q)
         sample = objective.sample(q, prior, passed_on, training)
@@ -405,12 +436,17 @@ class VAE(training.ProbabilisticModel):
         # Where nothing is to be weighted z stays the tensor that it is: the bijectors of flows know
         # the draws that they made, and need not invert themselves to score them.
         z = z if objective.differentiates else gate(z)
-        p = self._decode(z, training)
-        if sample.weights is not None:  # The same z for all examples were decoded once.
+        p = self._decode(z, training, condition)
+        if sample.weights is not None and condition is None:  # z were decoded once for all x.
             p = blocks.repeated(p, tf.shape(x)[0])
         log_likelihood = losses.log_likelihood(y, p)
-        if sample.kl_by_layer is None:
-            kl, kl_by_layer = self._divergence(q, None if objective.num_samples is None else z)
+        regularizer = regularizers.KLDivergenceRegularizer(prior, self._use_exact_kl)
+        kl_by_layer: dict[str, Any] = {}
+        if not self._has_densities:
+            kl = None
+        elif sample.kl_by_layer is None:
+            own = None if objective.num_samples is None else z
+            kl, kl_by_layer = self._divergence(q, own, regularizer)
         else:
             kl = tf.add_n(sample.kl_by_layer)
             kl_by_layer = dict(zip(self._kl_terms, sample.kl_by_layer, strict=False))
@@ -422,21 +458,79 @@ class VAE(training.ProbabilisticModel):
             log_likelihood=log_likelihood,
             kl=kl,
             kl_by_layer=kl_by_layer,
-            kl_by_dimension=lambda: self._regularizer.divergence_by_dimension(q),
+            kl_by_dimension=lambda: regularizer.divergence_by_dimension(q),
             dream=(lambda: self._dream(x, y, training)) if training else None,
             weights=sample.weights,
+            data=x,
         )
         loss, reported = objective(draws)
         if training:
             objective.advance(kl, kl_by_layer)
         nll = draws.nll
         if sample.weights is not None and self._has_metrics:  # They compare a plain mean.
-            p = self._decode(passed_on, False)
-        return loss, {"elbo": -(nll + kl), "nll": nll, "kl": kl, **kl_by_layer, **reported}, p
+            p = self._decode(passed_on, False, condition)
+        known = {} if kl is None else {"elbo": -(nll + kl), "kl": kl}
+        terms = {"nll": nll, **known, **kl_by_layer, **reported}
+        terms |= {part.name: part.divergence(q) for part in self._aggregate_parts}
+        return loss, terms, p
 
-    def _divergence(self, q: Any, z: Any, regularizer: Any = None) -> tuple[Any, dict[str, Any]]:
+    def total_loss(self, losses: Any, terms: dict[str, Any], weight: Any) -> Any:
+        """The loss of a batch, with the weighted divergences of the aggregate posterior."""
+        total = super().total_loss(losses, terms, weight)
+        for part in self._aggregate_parts:
+            total += tf.cast(part.weight, total.dtype) * tf.cast(terms[part.name], total.dtype)
+        return total
+
+    def before_step(self, x: Any, y: Any) -> None:
+        """Let the objective's discriminator, if it has one, take its steps."""
+        if self.objective.discriminator is None:
+            return
+        data, _ = self.prepare_batch(x, y)
+        q, _ = self._encode(data, True)
+        self.objective.update(data, q, self.prior(self._split(data)[1], training=True))
+
+    def build_optimizers(self) -> None:
+        """Make the variables of the optimizers, and the discriminator."""
+        super().build_optimizers()
+        if self.objective.discriminator is not None and self.built:
+            self.objective.build(self._data_size + math.prod(self.prior.event_shape))
+
+    def _set_aside(self, discriminator: Any) -> None:
+        """Keep the objective's discriminator, which is saved, but is no part of the model.
+
+        Past Keras's tracking, or the model's optimizer would train it.
+        """
+        object.__setattr__(self, "discriminator", discriminator)
+        if discriminator is not None:  # Also for `tf.train.Checkpoint`.
+            self._track_trackable(discriminator, "discriminator", overwrite=True)
+
+    def _refuse_implicit(self, wanted: str) -> None:
+        """Raise ValueError if prior or posterior have no density."""
+        for name, part in (("posterior", self.encoder), ("prior", self.prior)):
+            if not blocks.has_density(part):
+                raise ValueError(
+                    f"{name}: got an implicit one, which has no known density, and so no {wanted}; "
+                    "`adversarial_elbo` of objectives.AdversarialELBO estimates the ELBO"
+                    + (
+                        ", and log_marginal_likelihood(x, method='ais', proposal='prior') log p(x)"
+                        if blocks.has_density(self.prior)
+                        else ""
+                    )
+                )
+
+    @property
+    def _aggregate(self) -> Any:
+        """The regularizer of the posterior, which is of the aggregate posterior; or None."""
+        return _regularizer_of(self.encoder)
+
+    @property
+    def _aggregate_parts(self) -> list[Any]:
+        regularizer = self._aggregate
+        return [] if regularizer is None else regularizer.parts
+
+    def _divergence(self, q: Any, z: Any, regularizer: Any) -> tuple[Any, dict[str, Any]]:
         """KL(q(z|x) || p(z)) of each example, and its parts by name, if z has layers."""
-        return (regularizer or self._regularizer).divergence(q, z), {}
+        return regularizer.divergence(q, z), {}
 
     def check_trained(self) -> None:
         """Warn if the weight of the KL has not come to 1."""
@@ -445,6 +539,8 @@ class VAE(training.ProbabilisticModel):
             return
         remaining = self.objective.schedule and self.objective.schedule.remaining()
         shown = ", ".join(f"{weight:.4g}" for weight in weights)
+        for part in self._aggregate_parts:
+            shown += f", {part.name} of weight {float(part.weight):.4g}"
         warnings.warn(
             f"fit ended with kl_weight = {shown}: the loss is not the negative ELBO, `elbo` in the "
             "history is the ELBO"
@@ -453,16 +549,18 @@ class VAE(training.ProbabilisticModel):
             stacklevel=4,
         )
 
-    def _dream(self, x: Any, y: Any, training: bool) -> Any:
+    def _dream(self, data: Any, y: Any, training: bool) -> Any:
         """The log q(z|x) `[B]` of as many (x, z), drawn from the model, as there are examples."""
+        x, condition = self._split(data)
         if y is not x:
             raise ValueError(
                 "y: got targets that are not x, wanted none: the sleep phase encodes what the "
                 "model draws; use objectives.ReweightedWakeSleep(sleep=0)"
             )
-        z = self._codes(self.prior().sample(tf.shape(x)[0], seed=noise.next_seed()))
-        drawn = tf.cast(self._decode(z, training).sample(seed=noise.next_seed()), x.dtype)
-        q = self.encoder(tf.stop_gradient(drawn), training=training)
+        z = self._prior_draws(tf.shape(x)[0], condition)
+        p = self._decode(z, training, condition)
+        drawn = tf.stop_gradient(tf.cast(p.sample(seed=noise.next_seed()), x.dtype))
+        q = self.encoder(_joined(drawn, condition), training=training)
         return q.log_prob(tf.stop_gradient(z))
 
     def check_data(self, x: np.ndarray, y: np.ndarray | None, arguments: tuple[str, str]) -> None:
@@ -513,19 +611,26 @@ class VAE(training.ProbabilisticModel):
     def build(self, input_shape: Any) -> None:
         """Build both networks by passing one example of this shape `[B, ...]` through them."""
         with noise.fixed(0):
-            x = self.prepare(tf.zeros((1, *input_shape[1:]), self.prior.dtype))
-            shapes = (x.shape[1:], self.prior.event_shape)
-            for network, shape in zip((self.encoder, self.decoder), shapes, strict=True):
-                if isinstance(network, keras.Sequential) and not network.built:
-                    # For any batch size at once: else it is rebuilt, which takes draws, later.
-                    network.build((None, *shape))
+            self._build_networks(self.prepare(self._zeros(input_shape)))
+        keras.layers.Layer.build(self, input_shape)
+
+    def _zeros(self, input_shape: Any) -> Any:
+        """One row of data of this shape `[B, ...]`."""
+        return tf.zeros((1, *input_shape[1:]), self.prior.dtype)
+
+    def _build_networks(self, data: Any) -> None:
+        """Build both networks by passing one example, prepared, through them."""
+        _, condition = self._split(data)
+        self._data_size = sum(math.prod(v.shape[1:]) for v in tf.nest.flatten(data))
+        z = self._zeros((1, *self.prior.event_shape))
+        for network, given in ((self.encoder, data), (self.decoder, _joined(z, condition))):
+            _build_for_any_batch(network, given)
         with noise.fixed(0):
-            q, z = self._encode(x, False)
-            prior = self.prior()
+            q, z = self._encode(data, False)
+            prior = self.prior(condition)
             _check_sizes(prior.event_shape, q.event_shape)
             discrete.check_same_kind(q, prior)
-            self._decode(z, False)
-        keras.layers.Layer.build(self, input_shape)
+            self._decode(z, False, condition)
 
     def get_config(self) -> dict[str, Any]:
         """The configuration: JSON."""
@@ -546,9 +651,20 @@ class VAE(training.ProbabilisticModel):
             }
         )
 
-    def _encode(self, x: Any, training: bool | None) -> tuple[Any, Any]:
+    # Data are x, or of a conditional model a list [x, condition]; both are tensors of rows.
+
+    def _split(self, data: Any) -> tuple[Any, Any]:
+        """The x that the likelihood scores, and what it is conditioned on, None for nothing."""
+        return data, None
+
+    def _prepared(self, data: Any) -> Any:
+        """The data as the networks take them."""
+        return self.prepare(data)
+
+    @_without_keras
+    def _encode(self, data: Any, training: bool | None) -> tuple[Any, Any]:
         """The posterior, and the z that its block passes on."""
-        q = self.encoder(x, training=training)
+        q = self.encoder(data, training=training)
         if not isinstance(q, tfd.Distribution):
             raise TypeError(
                 f"encoder: got one that returns {type(q).__name__}, wanted a distribution: end it "
@@ -563,12 +679,14 @@ class VAE(training.ProbabilisticModel):
             z = tf.ensure_shape(z, [None] * lead + list(self.prior.event_shape))
         return z if z.dtype.is_floating else tf.cast(z, self.prior.dtype)
 
-    def _decode(self, z: Any, training: bool | None) -> Any:
+    def _decode(self, z: Any, training: bool | None, condition: Any = None) -> Any:
         """The likelihood at z `[..., D]`; the decoder itself sees one batch axis."""
+        if condition is not None:
+            z, condition = _aligned(z, condition, len(self.prior.event_shape))
         batch_ndims = z.shape.rank - len(self.prior.event_shape)
         several = batch_ndims != 1
         flat = tf.reshape(z, tf.concat([[-1], self.prior.event_shape], 0)) if several else z
-        p = self.decoder(flat, training=training)
+        p = self.decoder(_joined(flat, condition), training=training)
         if not isinstance(p, tfd.Distribution):
             raise TypeError(
                 f"decoder: got one that returns {type(p).__name__}, wanted a distribution: end it "
@@ -576,17 +694,27 @@ class VAE(training.ProbabilisticModel):
             )
         return blocks.rebatch(p, tf.shape(z)[:batch_ndims], batch_ndims) if several else p
 
+    def _prior_draws(self, num: Any, condition: Any = None) -> Any:
+        """Draws of z `[num, ...]` from the prior, of one that has a condition one for each."""
+        p = self.prior(condition)
+        return self._codes(p.sample(() if p.batch_shape.rank else num, seed=noise.next_seed()))
+
     # What runs in batches, see `execution.Batched`.
 
     def _posterior(self, x: Any) -> Any:
-        return self._encode(self.prepare(x), False)[0]
+        return self._encode(self._prepared(x), False)[0]
 
     def _prediction(self, x: Any) -> Any:
-        return self._decode(self._posterior(x).mean(), False)
+        data = self._prepared(x)
+        return self._decode(self._mean(self._encode(data, False)[0]), False, self._split(data)[1])
+
+    def _mean(self, q: Any) -> Any:
+        """The mean of a posterior."""
+        return q.mean()
 
     def _sample(self, rows: Any, num_samples: Any, seed: Any) -> Any:
         with noise.fixed(seed):
-            z = self._codes(self.prior().sample(tf.shape(rows)[0], seed=noise.next_seed()))
+            z = self._prior_draws(tf.shape(rows)[0])
             return self._decode(z, False).sample(seed=noise.next_seed())
 
     def _sample_at(self, z: Any, num_samples: Any, seed: Any) -> Any:
@@ -595,26 +723,27 @@ class VAE(training.ProbabilisticModel):
 
     def _reconstruct(self, x: Any, num_samples: Any, seed: Any) -> Any:
         with noise.fixed(seed):
-            z = self._codes(self._posterior(x).sample(seed=noise.next_seed()))
-            return tf.convert_to_tensor(self._decode(z, False))
+            data = self._prepared(x)
+            z = self._codes(self._encode(data, False)[0].sample(seed=noise.next_seed()))
+            return tf.convert_to_tensor(self._decode(z, False, self._split(data)[1]))
 
     def _log_weights(self, x: Any, num_samples: Any, seed: Any) -> Any:
         with noise.fixed(seed):
-            q, z, p, x = self._draw(x, num_samples)
-            return self._weigh(q, z, p.log_prob(x))
+            q, z, p, x, condition = self._draw(x, num_samples)
+            return self._weigh(q, z, p.log_prob(x), condition)
 
     def _elbo(self, x: Any, num_samples: Any, seed: Any) -> Any:
         with noise.fixed(seed):
-            q, z, p, x = self._draw(x, num_samples)
-            log_likelihood = p.log_prob(x)
-        kl, _ = self._divergence(q, z, regularizers.KLDivergenceRegularizer(self.prior))
+            q, z, p, x, condition = self._draw(x, num_samples)
+            log_likelihood, prior = p.log_prob(x), self.prior(condition)
+        kl, _ = self._divergence(q, z, regularizers.KLDivergenceRegularizer(prior))
         return tf.reduce_sum(log_likelihood, axis=0) - tf.cast(num_samples, kl.dtype) * kl
 
     def _imputation(self, x: Any, num_samples: Any, seed: Any) -> Any:
         """The weighted mean of the E[x|z_s], and the log of the sum of their weights."""
         with noise.fixed(seed):
-            q, z, p, x = self._draw(x, num_samples)
-            log_weights = self._weigh(q, z, p.log_prob(x))
+            q, z, p, x, condition = self._draw(x, num_samples)
+            log_weights = self._weigh(q, z, p.log_prob(x), condition)
             mean = _flat(p.mean(), 2)
             weights = tf.nn.softmax(log_weights, axis=0)
             total = tf.reduce_logsumexp(log_weights, axis=0, keepdims=True)
@@ -628,30 +757,31 @@ class VAE(training.ProbabilisticModel):
             w_s, and the maximum over several pieces of the z_s is that over all.
             """
             with noise.fixed(seed):
-                q, z, p, x = self._draw(x, num_samples)
-                log_weights = self._weigh(q, z, p.log_prob(x))
+                q, z, p, x, condition = self._draw(x, num_samples)
+                log_weights = self._weigh(q, z, p.log_prob(x), condition)
                 gumbel = tfd.Gumbel(tf.zeros([], log_weights.dtype), 1.0)
                 shape = tf.concat([[num_draws], tf.shape(log_weights)], 0)
                 scores = log_weights + gumbel.sample(shape, seed=noise.next_seed())
                 picked = tf.argmax(scores, axis=1, output_type=tf.int32)  # [K, B]
                 columns = tf.broadcast_to(tf.range(tf.shape(z)[1]), tf.shape(picked))
                 z = tf.gather_nd(z, tf.stack([picked, columns], axis=-1))
-                draws = self._decode(z, False).sample(seed=noise.next_seed())
+                draws = self._decode(z, False, condition).sample(seed=noise.next_seed())
                 return _pack(tf.reduce_max(scores, axis=1), _flat(draws, 2))
 
         impute.__name__ = f"_imputations({num_draws})"
         return impute
 
-    def _draw(self, x: Any, num_samples: Any) -> tuple[Any, Any, Any, Any]:
-        """The posterior, draws of z `[S, B, D]` from it, p(x|z), and x, preprocessed."""
-        x = self.prepare(x)
-        q, _ = self._encode(x, False)
+    def _draw(self, data: Any, num_samples: Any) -> tuple[Any, Any, Any, Any, Any]:
+        """The posterior, draws of z `[S, B, D]` from it, p(x|z), and x and condition, prepared."""
+        data = self._prepared(data)
+        x, condition = self._split(data)
+        q, _ = self._encode(data, False)
         z = self._codes(q.sample(num_samples, seed=noise.next_seed()))
-        return q, z, self._decode(z, False), x
+        return q, z, self._decode(z, False, condition), x, condition
 
-    def _weigh(self, q: Any, z: Any, log_likelihood: Any) -> Any:
+    def _weigh(self, q: Any, z: Any, log_likelihood: Any, condition: Any) -> Any:
         """The log weights `[S, B]` of draws of z."""
-        return log_likelihood + self.prior().log_prob(z) - q.log_prob(z)
+        return log_likelihood + self.prior(condition).log_prob(z) - q.log_prob(z)
 
     def _in_batches(
         self,
@@ -678,16 +808,41 @@ class VAE(training.ProbabilisticModel):
         params.__name__ = function.__name__
         x = self._data(x)
         with noise.fixed(0):
-            source = blocks.source(function(x[:1]))
+            source = blocks.source(function(execution.take(x, slice(1))))
             if source is None:  # Not one of our blocks: nobody knows its parameters.
                 return function(x).tensor_distribution
         return source[0]._distribution(self._in_batches(params, x, seed=0))
 
     def _data(self, x: Any) -> Any:
-        """The data as a tensor that the model can score."""
+        """The data as a tensor that the model can score, or a list of them."""
+        return execution.place(self._arrays(x))[0]
+
+    def _arrays(self, x: Any) -> Any:
+        """The data, checked, as an array or a list of arrays."""
         array = checks.as_array("x", x)
         self._check_arrays(("x",), array, None)
-        return execution.place(array)[0]
+        return array
+
+
+def _joined(values: Any, condition: Any) -> Any:
+    """What a network is called with: the values, and the condition if there is one."""
+    return values if condition is None else [values, condition]
+
+
+def _aligned(z: Any, condition: Any, event_ndims: int) -> tuple[Any, Any]:
+    """The z `[..., B, D]`, and conditions `[B, ...]` repeated to one for each of them, flat."""
+    lead, event = z.shape.rank - event_ndims, z.shape[z.shape.rank - event_ndims :]
+    batch = tf.broadcast_dynamic_shape(tf.shape(z)[:lead], tf.shape(condition)[:1])
+    z = tf.broadcast_to(z, tf.concat([batch, event], 0))
+    rows = tf.broadcast_to(condition, tf.concat([batch, tf.shape(condition)[1:]], 0))
+    flat = tf.reshape(rows, tf.concat([[-1], condition.shape[1:]], 0))
+    return tf.ensure_shape(z, [None] * max(lead, 1) + list(event)), flat
+
+
+def _build_for_any_batch(network: Any, example: Any) -> None:
+    """Build a Sequential model at once: else it is rebuilt, which takes draws, later."""
+    if isinstance(network, keras.Sequential) and not network.built:
+        network.build(tf.nest.map_structure(lambda v: (None, *v.shape[1:]), example))
 
 
 def _last_layer(network: Any) -> Any:
@@ -765,15 +920,33 @@ def _refuse_kl(encoder: Any) -> None:
     for layer in (encoder, *encoder.submodules):
         regularizer = getattr(layer, "activity_regularizer", None)
         if isinstance(layer, tfp.layers.DistributionLambda) and regularizer is not None:
+            if _is_aggregate(regularizer) and regularizer is _regularizer_of(encoder):
+                continue
             raise ValueError(
-                f"encoder: its posterior {layer.name!r} has an activity_regularizer, wanted none: "
-                "VAE adds the KL to the loss itself, so it would count twice"
+                f"encoder: its posterior {layer.name!r} has an activity_regularizer, wanted none "
+                "but those of the aggregate posterior, as regularizers.MaximumMeanDiscrepancy: VAE "
+                "adds the KL to the loss itself, so it would count twice"
             )
         if isinstance(layer, tfp.layers.KLDivergenceAddLoss):
             raise ValueError(
                 f"encoder: its layer {layer.name!r} adds a KL to the loss, wanted none: VAE adds "
                 "it itself, so it would count twice"
             )
+
+
+def _is_aggregate(regularizer: Any) -> bool:
+    """Whether a regularizer is of the aggregate posterior, or a sum of such."""
+    parts = getattr(regularizer, "parts", [regularizer])
+    return all(isinstance(part, regularizers.AggregateRegularizer) for part in parts)
+
+
+def _regularizer_of(encoder: Any) -> Any:
+    """The regularizer of the posterior of an encoder that has passed `_refuse_kl`, or None."""
+    for layer in (encoder, *encoder.submodules):
+        regularizer = getattr(layer, "activity_regularizer", None)
+        if isinstance(layer, tfp.layers.DistributionLambda) and regularizer is not None:
+            return regularizer
+    return None
 
 
 def _prior_of(prior: Any, model: priors.Prior) -> Any:

@@ -218,6 +218,64 @@ class AppendParameters(keras.layers.Layer):
         }
 
 
+@keras.saving.register_keras_serializable("tfpvae.networks")
+class Join(keras.layers.Layer):
+    r"""The beginning of a network of two inputs, [x, y] or [z, y], that goes on with one.
+
+    $$ [h,\ y] \to (h_1, \dots, h_C,\ y_1, \dots, y_D) $$
+
+    Vectors are concatenated. To the pixels of an image, or the steps of a sequence, a vector y is
+    appended as D channels, the same everywhere; an image y of as many pixels as its own channels.
+
+    Shapes: `[B, C]` and `[B, ...]` of D numbers to `[B, C + D]`; `[B, *pixels, C]` and `[B, D]`, or
+    `[B, *pixels, D]`, to `[B, *pixels, C + D]`.
+
+    Args:
+      flatten: whether to make vectors of both inputs, whatever their shapes.
+      **kwargs: arguments of any Keras layer.
+
+    Raises:
+      TypeError: if flatten is no bool, or for anything but two inputs.
+      ValueError: for an image y with other pixels.
+
+    Example:
+      >>> Join()([tf.zeros([5, 3]), tf.zeros([5, 2])]).shape
+      TensorShape([5, 5])
+      >>> Join()([tf.zeros([5, 28, 28, 1]), tf.zeros([5, 10])]).shape
+      TensorShape([5, 28, 28, 11])
+    """
+
+    flatten: bool
+
+    def __init__(self, flatten: bool = False, **kwargs: Any) -> None:
+        if not isinstance(flatten, bool):
+            raise TypeError(f"flatten: got {flatten!r}, wanted True or False")
+        super().__init__(**kwargs)
+        self.flatten = flatten
+
+    def call(self, inputs: Any) -> Any:
+        """Both inputs in one tensor."""
+        if not isinstance(inputs, (tuple, list)) or len(inputs) != 2:
+            raise TypeError(f"{self.name}: got {inputs!r}, wanted two inputs, [x, y] or [z, y]")
+        h, y = (tf.cast(values, self.compute_dtype) for values in inputs)
+        if self.flatten or h.shape.rank == 2:
+            return tf.concat([_as_vectors(h), _as_vectors(y)], axis=-1)
+        pixels = h.shape[1:-1]
+        if y.shape.rank == 2:
+            y = tf.reshape(y, (-1, *[1] * len(pixels), y.shape[-1]))
+            y = tf.broadcast_to(y, tf.concat([tf.shape(h)[:-1], y.shape[-1:]], 0))
+        elif y.shape[1:-1] != pixels:
+            raise ValueError(
+                f"{self.name}: got y of shape {tuple(y.shape)} beside {tuple(h.shape)}, wanted "
+                f"(B, D) or (B, {', '.join(map(str, pixels))}, D); or take Join(flatten=True)"
+            )
+        return tf.concat([h, y], axis=-1)
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration: JSON."""
+        return super().get_config() | {"flatten": self.flatten}
+
+
 def mlp_encoder(
     input_shape: int | Iterable[int],
     params_size: int,
@@ -364,6 +422,10 @@ def _dense_layers(
         *(keras.layers.Dense(units, activation) for units in _sizes("hidden", hidden)),
         keras.layers.Dense(params_size),
     ]
+
+
+def _as_vectors(values: Any) -> Any:
+    return tf.reshape(values, (-1, math.prod(values.shape[1:])))
 
 
 def _size(name: str, value: Any) -> int:

@@ -22,6 +22,12 @@ tfd = tfp.distributions
 # Far below the resolution of float32 beside weights that add up to one, and a safe divisor.
 _TINY = 1e-15
 
+# Draws that the moments of a posterior are estimated from.
+_CONTRAST_DRAWS = 64
+
+# The least variance that draws are standardized by: those of a posterior that is a point have none.
+_LEAST_VARIANCE = 1e-12
+
 # Estimators for z of finitely many states, whose loss has a gradient by automatic differentiation.
 _OF_DISCRETE = ("relaxed", "enumerated")
 
@@ -122,13 +128,15 @@ class Draws:
       z: draws `[S, B, ...]`, as they came out of the gate.
       gate: what they went through.
       log_likelihood: log p(x|z), `[S, B]`.
-      kl: KL(q(z|x) || p(z)), `[B]`: in closed form, or from these draws.
+      kl: KL(q(z|x) || p(z)), `[B]`: in closed form, or from these draws; None if there is no
+        density to take it from.
       kl_by_layer: the parts of the KL by name, each `[B]`, where z has several layers.
       kl_by_dimension: a function that returns the KL of each latent dimension, `[B, D]`.
       dream: a function that draws (x, z) from the model and returns log q(z|x), `[B]`; None in
         evaluation.
       kl_weight: the factor w in the log weights.
       weights: what each z counts for in a mean over them, `[S, B]`; None for 1 / S.
+      data: what the encoder saw, a tensor `[B, ...]` or a list of them.
 
     Example:
       >>> from tfpvae import posteriors
@@ -150,6 +158,7 @@ class Draws:
     dream: Callable[[], Any] | None = None
     kl_weight: Any = 1.0
     weights: Any = None
+    data: Any = None
 
     @property
     def nll(self) -> Any:
@@ -233,6 +242,9 @@ class Objective:
     #: the fewest draws that make sense
     min_samples = 1
 
+    #: what tells draws of the posterior from others, and is trained beside the model
+    discriminator: Any = None
+
     def __init__(self, num_samples: int | None = None, estimator: str | None = None) -> None:
         if num_samples is not None:
             num_samples = checks.positive_integer("num_samples", num_samples)
@@ -290,6 +302,28 @@ class Objective:
 
     def check_layers(self, num_layers: int) -> None:
         """Raise ValueError if it is made for another number of layers of latent variables."""
+
+    def build(self, size: int) -> None:
+        """Make the variables of the discriminator, if there is one, for data and z of this size."""
+
+    def update(self, data: Any, posterior: Any, prior: Any) -> None:
+        """Let the discriminator, if there is one, take its steps on one batch."""
+
+    def check_densities(self, posterior: bool, prior: bool) -> None:
+        """Raise ValueError if it needs a density that is not known.
+
+        Args:
+          posterior: whether that of q(z|x) is known.
+          prior: whether that of p(z) is.
+        """
+        for name, is_known in (("posterior", posterior), ("prior", prior)):
+            if not is_known:
+                raise ValueError(
+                    f"objective: got {self.title()} with an implicit {name}, whose density nobody "
+                    "knows, wanted objectives.AdversarialELBO(discriminator"
+                    + ("" if prior else ", adaptive_contrast=False")
+                    + f"), or a {name} with a density, as {name}s.Flow"
+                )
 
     def title(self) -> str:
         """What errors call it."""
@@ -1068,6 +1102,224 @@ class ReweightedWakeSleep(Objective):
     def get_config(self) -> dict[str, Any]:
         """The configuration: JSON."""
         return {"num_samples": self.num_samples, "sleep": self.sleep}
+
+
+@keras.saving.register_keras_serializable("tfpvae")
+class AdversarialELBO(Objective):
+    r"""The evidence lower bound by a discriminator: adversarial variational Bayes.
+
+    $$ \mathrm{ELBO}(x) = \mathbb E_{q(z \mid x)}\bigl[\log p(x \mid z) - T^*(x, z)\bigr], \qquad
+       T^*(x, z) = \log q(z \mid x) - \log p(z) $$
+
+    Only draws of q(z|x) are needed, not its density: it may be `posteriors.Implicit`. Before each
+    step of the model the discriminator T(x, z), a `DensityRatio`, takes steps of its own towards
+    T*. At T = T* the gradient is that of the ELBO: what it owes to the weights of the posterior
+    inside of T* is zero on average, so T is differentiated by z alone.
+
+    With `adaptive_contrast` draws are compared not with the prior, which may be far away, but with
+    a normal distribution r(z|x) of their own mean m(x) and standard deviation s(x),
+
+    $$ \mathrm{KL}(q \,\|\, p) = \mathbb E_{q(z \mid x)}\bigl[ T_r(x, \tilde z)
+       + \log r(z \mid x) - \log p(z) \bigr], \qquad
+       \tilde z = \frac{z - m(x)}{s(x)}, \quad
+       T_r^*(x, \tilde z) = \log \frac{q(z \mid x)}{r(z \mid x)} $$
+
+    where T_r is trained on the standardized draws against a standard normal. The moments come from
+    64 draws of their own, and are held fixed where gradients are taken: r cancels, whatever it is.
+
+    Without it, a prior that is learned learns by the gradient of -log p(z) at the draws, or, if it
+    is `priors.Implicit`, by that of the Donsker-Varadhan form of the divergence, through its draws,
+
+    $$ \mathrm{KL}(q \,\|\, p) = \sup_T\ \mathbb E_q[T] - \log \mathbb E_p[e^T] $$
+
+    The loss is -`adversarial_elbo` = `nll` + `adversarial_kl`. It is an estimate and no bound: a
+    discriminator that lags behind takes too little for the KL, so it may lie above log p(x).
+    `discriminator_loss` is in the history, and, where all densities are known, so are the true
+    `elbo` and `kl`.
+
+    Args:
+      discriminator: a tf_keras model or layer from vectors, x and z flattened and side by side, to
+        one number; or a `DensityRatio` of such a network.
+      optimizer: of the discriminator, as in Keras.
+      adaptive_contrast: whether draws are compared with a normal distribution of their own moments.
+        It wants a prior with a density.
+      num_updates: steps of the discriminator for each step of the model.
+      num_samples: the number S of draws for each example; None takes those that the posterior block
+        passes on.
+
+    Raises:
+      TypeError, ValueError: for a discriminator that is no network, numbers that are no positive
+        integers.
+
+    Example:
+      >>> from tfpvae import VAE, likelihoods, posteriors, priors
+      >>> generator = keras.Sequential([keras.layers.Dense(8, "relu"), keras.layers.Dense(2)])
+      >>> posterior = posteriors.Implicit(2, generator, context_size=4)
+      >>> vae = VAE(
+      ...     priors.StandardNormal(2),
+      ...     keras.Sequential([keras.layers.Dense(4, "relu"), posterior]),
+      ...     keras.Sequential([keras.layers.Dense(3), likelihoods.Bernoulli(3)]), seed=0)
+      >>> discriminator = keras.Sequential([keras.layers.Dense(8, "relu"), keras.layers.Dense(1)])
+      >>> vae.compile("adam", objective=AdversarialELBO(discriminator))
+      >>> sorted(vae.fit(np.eye(3), verbose=0).history)
+      ['adversarial_elbo', 'adversarial_kl', 'discriminator_loss', 'loss', 'nll']
+
+    Source: Mescheder, Nowozin and Geiger, "Adversarial Variational Bayes: Unifying Variational
+    Autoencoders and Generative Adversarial Networks", 2017; Donsker and Varadhan, "Asymptotic
+    Evaluation of Certain Markov Process Expectations for Large Time", 1983.
+    """
+
+    estimators = ("reparameterized",)
+    terms = ("adversarial_elbo", "adversarial_kl", "discriminator_loss")
+
+    def __init__(
+        self,
+        discriminator: Any,
+        optimizer: Any = "adam",
+        adaptive_contrast: bool = True,
+        num_updates: int = 1,
+        num_samples: int | None = None,
+    ) -> None:
+        super().__init__(num_samples)
+        from tfpvae import density_ratio  # It is a model: users of the blocks do not load it.
+
+        if not isinstance(discriminator, density_ratio.DensityRatio):
+            blocks.check_network("discriminator", discriminator)
+            discriminator = density_ratio.DensityRatio(discriminator, seed=0)
+        self.adaptive_contrast = bool(adaptive_contrast)
+        self.num_updates = checks.positive_integer("num_updates", num_updates)
+        self.discriminator = discriminator
+        self._prior_has_density = True
+        discriminator.compile(optimizer)
+
+    def build(self, size: int) -> None:
+        """Make the variables of the discriminator, and of its optimizer, for data and z of a size.
+
+        Args:
+          size: how many numbers an example and its z are.
+
+        Raises:
+          ValueError: for a discriminator that puts out anything but one number.
+        """
+        try:
+            self.discriminator.build_rows(size)
+        except ValueError as error:
+            raise ValueError(str(error).replace("network:", "discriminator:", 1)) from None
+        self.discriminator.build_optimizers()
+
+    def update(self, data: Any, posterior: Any, prior: Any) -> None:
+        """Let the discriminator take its steps on one batch.
+
+        Args:
+          data: what the encoder saw.
+          posterior: q(z|x), a distribution with batch shape `[B]`.
+          prior: p(z).
+        """
+        contrast = self._contrast(posterior)
+        for _ in range(self.num_updates):
+            z = posterior.sample(self.num_samples or 1, seed=noise.next_seed())
+            reference = self._reference(prior, z)
+            self.discriminator.update(
+                _side_by_side(data, contrast.inverse(z)), _side_by_side(data, reference)
+            )
+
+    def bound(self, log_weights: Any) -> Any:
+        """The mean of the log weights."""
+        return tf.reduce_mean(log_weights, axis=0)
+
+    def __call__(self, draws: Draws) -> tuple[Any, dict[str, Any]]:
+        """The loss of each example, `[B]`, the estimates, and the discriminator's loss."""
+        z, prior, data = draws.z, draws.prior, draws.data
+        contrast, reference = self._contrast(draws.posterior), self._reference(prior, z)
+        log_ratio = self.discriminator(_side_by_side(data, contrast.inverse(z)))
+        reference_log_ratio = self.discriminator(_side_by_side(data, reference))
+        kl = tf.reduce_mean(log_ratio, axis=0)
+        if self.adaptive_contrast:
+            kl += tf.reduce_mean(contrast.log_prob(z) - prior.log_prob(z), axis=0)
+        elif self._prior_has_density:
+            log_prob = prior.log_prob(tf.stop_gradient(z))
+            kl = _with_gradient_of(kl, -tf.reduce_mean(log_prob, axis=0), keep=True)
+        else:
+            log_mean = renyi_bound(tf.reshape(reference_log_ratio, [-1]), 0.0)
+            kl = _with_gradient_of(kl, -log_mean, keep=True)
+        loss = draws.nll + kl
+        discriminator_loss = self.discriminator.loss(log_ratio, reference_log_ratio)
+        return loss, dict(zip(self.terms, (-loss, kl, discriminator_loss), strict=True))
+
+    def check_densities(self, posterior: bool, prior: bool) -> None:
+        """Raise ValueError if the contrast needs the density of the prior, and there is none."""
+        if self.adaptive_contrast and not prior:
+            raise ValueError(
+                "adaptive_contrast: got True with an implicit prior, whose log p(z) nobody knows, "
+                "wanted adaptive_contrast=False, or a prior with a density, as priors.Flow"
+            )
+        self._prior_has_density = prior
+
+    def check_layers(self, num_layers: int) -> None:
+        """Raise ValueError if there are several layers of latent variables."""
+        if num_layers > 1:
+            raise ValueError(
+                f"objective: got AdversarialELBO for {num_layers} layers of latent variables, "
+                "wanted one: ELBO and the other objectives take several"
+            )
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration: JSON."""
+        made = {"discriminator": self.discriminator, "optimizer": self.discriminator.optimizer}
+        return {name: keras.saving.serialize_keras_object(part) for name, part in made.items()} | {
+            "adaptive_contrast": self.adaptive_contrast,
+            "num_updates": self.num_updates,
+            "num_samples": self.num_samples,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "AdversarialELBO":
+        """The objective that a configuration describes."""
+        made = ("discriminator", "optimizer")
+        parts = {name: keras.saving.deserialize_keras_object(config[name]) for name in made}
+        return cls(**config | parts)
+
+    def _contrast(self, posterior: Any) -> "_Contrast":
+        if not self.adaptive_contrast:
+            return _Contrast(None, None)
+        # Other draws in each step: of draws that are always the same a posterior learns to make
+        # exceptions, and the others go astray.
+        z = posterior.sample(_CONTRAST_DRAWS, seed=noise.next_seed())
+        loc, variance = tf.nn.moments(tf.stop_gradient(z), axes=0)
+        return _Contrast(loc, tf.sqrt(tf.maximum(variance, _LEAST_VARIANCE)))
+
+    def _reference(self, prior: Any, z: Any) -> Any:
+        """As many draws as z of what the posterior's are compared with."""
+        if self.adaptive_contrast:
+            zero = tf.zeros([], z.dtype)
+            return tfd.Normal(zero, zero + 1.0).sample(tf.shape(z), seed=noise.next_seed())
+        return prior.sample(tf.shape(z)[: 2 - prior.batch_shape.rank], seed=noise.next_seed())
+
+
+class _Contrast(NamedTuple):
+    """The normal distribution r(z|x) of these moments `[B, ...]`; None for none."""
+
+    loc: Any
+    scale: Any
+
+    def inverse(self, z: Any) -> Any:
+        """Draws of z, standardized."""
+        return z if self.loc is None else (z - self.loc) / self.scale
+
+    def log_prob(self, z: Any) -> Any:
+        """The log r(z|x) `[S, B]`."""
+        normal = tfd.Normal(self.loc, self.scale)
+        return tf.reduce_sum(normal.log_prob(z), axis=[*range(2, z.shape.rank)])
+
+
+def _side_by_side(data: Any, z: Any) -> list[Any]:
+    """Data `[B, E]` and z `[S, B, D]`, each example a vector; no gradient goes to the data."""
+    parts = [tf.stop_gradient(part) for part in tf.nest.flatten(data)]
+    shapes = [(part, 1) for part in parts] + [(z, 2)]
+    return [
+        tf.reshape(part, tf.concat([tf.shape(part)[:lead], [math.prod(part.shape[lead:])]], 0))
+        for part, lead in shapes
+    ]
 
 
 def renyi_bound(log_weights: Any, alpha: float) -> Any:

@@ -339,3 +339,104 @@ class Flow(blocks.Block):
                 f"density in all {self.event_shape[0]} dimensions"
             )
         return type(base).from_config(base.get_config() | {"dtype": self.dtype})
+
+
+# Posteriors that have draws, and no density that is known.
+
+
+@keras.saving.register_keras_serializable("tfpvae.posteriors")
+class Implicit(blocks.Block):
+    r"""What a network makes of the encoder's output and noise: a posterior of any shape.
+
+    $$ z = f([h(x), \epsilon]), \qquad \epsilon \sim \mathcal N(0, I) $$
+
+    The map need not be invertible, so q(z|x) can have several modes, holes and edges; but nobody
+    knows its density. It is trained by `objectives.AdversarialELBO`, which takes the density ratio
+    from a discriminator. There is no `elbo`, no `log_weights` and no importance sampling; log p(x)
+    is `vae.log_marginal_likelihood(x, method="ais", proposal="prior")`.
+
+    `mean()`, and so `VAE.predict`, is an estimate from 64 draws whose noise is always the same.
+
+    Shapes: input `[B, context_size]`, h, which goes to the network as it is; z `[B, D]`, or
+    `[S, B, D]` with `num_samples=S`.
+
+    Args:
+      event_shape: shape of z, a tuple or a size.
+      network: a tf_keras model or layer, f: from vectors of `context_size + noise_size` numbers, h
+        first, to those of z.
+      context_size: the size of h.
+      noise_size: the size of epsilon, as many as z has numbers if None.
+      noise: "normal", or "uniform" from -1 to 1.
+      convert_to_tensor_fn: what other layers see: "sample", or an estimate of the "mean", "stddev"
+        or "variance".
+      num_samples: with "sample", how many draws.
+      **kwargs: of any Keras layer.
+
+    Raises:
+      TypeError: for a network that is no tf_keras layer, sizes that are no integers.
+      ValueError: for sizes that are not positive, a network that puts out another size than z's,
+        another noise.
+
+    Example:
+      >>> network = keras.Sequential([keras.layers.Dense(8, "relu"), keras.layers.Dense(2)])
+      >>> posterior = Implicit(2, network, context_size=16, noise_size=4)
+      >>> posterior.params_size
+      16
+      >>> posterior(tf.zeros([5, 16])).sample(3).shape
+      TensorShape([3, 5, 2])
+
+    Source: Mescheder, Nowozin and Geiger, "Adversarial Variational Bayes", 2017.
+    """
+
+    parts = ("network",)
+    has_density = False
+
+    def __init__(
+        self,
+        event_shape: Any,
+        network: Any,
+        context_size: int,
+        noise_size: int | None = None,
+        noise: str = "normal",
+        *,
+        convert_to_tensor_fn: Any = "sample",
+        num_samples: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        conversion = blocks.Conversion(convert_to_tensor_fn, num_samples)
+        if conversion.name == "mode":
+            raise ValueError(
+                "convert_to_tensor_fn: got 'mode', which an implicit distribution has no formula "
+                "for, wanted 'sample' or 'mean'"
+            )
+        super().__init__(event_shape, conversion, **kwargs)
+        self._context_size = checks.positive_integer("context_size", context_size)
+        self._noise_size = blocks.build_generator(
+            network, context_size, self.event_shape, noise_size, noise
+        )
+        self.network, self._noise = network, noise
+        self.complete()
+
+    def free_parameters(self) -> tuple[blocks.Parameter, ...]:
+        """The context h."""
+        return (blocks.Parameter("context", tfp.bijectors.Identity(), (self._context_size,)),)
+
+    def build_distribution(self, parameters: dict[str, Any], **kwargs: Any) -> Any:
+        """The distribution, from its free parameters; `kwargs` go to its constructor."""
+        return distributions.Implicit(
+            parameters["context"],
+            self.network,
+            self.event_shape,
+            self._noise_size,
+            self._noise,
+            **kwargs,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration: JSON."""
+        return super().get_config() | {
+            "network": keras.saving.serialize_keras_object(self.network),
+            "context_size": self._context_size,
+            "noise_size": self._noise_size,
+            "noise": self._noise,
+        }

@@ -242,6 +242,96 @@ class Flow(Prior):
 
 
 @keras.saving.register_keras_serializable("tfpvae.priors")
+class Implicit(Prior):
+    r"""What a network makes of noise: a prior of any shape, whose density nobody knows.
+
+    $$ z = g(\epsilon), \qquad \epsilon \sim \mathcal N(0, I) $$
+
+    It is trained by `objectives.AdversarialELBO(..., adaptive_contrast=False)`; `VAE.sample` draws
+    from it. Whatever needs log p(z) does not go with it: the ELBO, importance sampling, annealing.
+
+    Args:
+      event_shape: shape of z, a tuple or a size.
+      network: a tf_keras model or layer, g: from vectors of `noise_size` numbers to those of z.
+      noise_size: the size of epsilon, as many as z has numbers if None.
+      noise: "normal", or "uniform" from -1 to 1.
+      **kwargs: of any Keras layer.
+
+    Raises:
+      TypeError: for a network that is no tf_keras layer.
+      ValueError: for sizes that are not positive, a network that puts out another size than z's,
+        another noise.
+
+    Example:
+      >>> prior = Implicit(2, keras.Sequential([keras.layers.Dense(2)]), noise_size=4)
+      >>> prior().sample(3, seed=[0, 0]).shape
+      TensorShape([3, 2])
+
+    Source: Mescheder, Nowozin and Geiger, "Adversarial Variational Bayes", 2017.
+    """
+
+    parts = ("network",)
+    has_density = False
+
+    def __init__(
+        self,
+        event_shape: Any,
+        network: Any,
+        noise_size: int | None = None,
+        noise: str = "normal",
+        **kwargs: Any,
+    ) -> None:
+        # Past Keras's tracking, which the layer begins when it is made.
+        object.__setattr__(self, "_description", (network, noise_size, noise))
+        super().__init__(tfd.Normal, event_shape, **{"loc": 0.0, "scale": 1.0} | kwargs)
+
+    def free_parameters(self) -> tuple[blocks.Parameter, ...]:
+        """None: all that is learned is in the network."""
+        network, noise_size, noise = self._description
+        self._noise_size = blocks.build_generator(network, 0, self.event_shape, noise_size, noise)
+        self.network, self._noise = network, noise
+        return ()
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """None: those of the base class are not used."""
+        return {}
+
+    def build_distribution(self, parameters: dict[str, Any], **kwargs: Any) -> Any:
+        """The distribution, which has no parameters; `kwargs` go to its constructor."""
+        context = tf.zeros([0], self.dtype)
+        return distributions.Implicit(
+            context, self.network, self.event_shape, self._noise_size, self._noise, **kwargs
+        )
+
+    def repeated(self, num: int) -> Any:
+        """Refused: a regression needs the density of its prior.
+
+        Args:
+          num: how many.
+
+        Raises:
+          ValueError: always.
+        """
+        raise ValueError(
+            f"{self.name}: got an implicit prior, which has no density, wanted one that has, as "
+            "priors.Normal(())"
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """The configuration: JSON."""
+        return super().get_config() | {
+            "network": keras.saving.serialize_keras_object(self.network),
+            "noise_size": self._noise_size,
+            "noise": self._noise,
+        }
+
+    def title(self) -> str:
+        """What errors call the layer."""
+        return type(self).__name__
+
+
+@keras.saving.register_keras_serializable("tfpvae.priors")
 class StudentT(Prior):
     r"""A normal prior whose precisions have a prior themselves: Student's t distribution.
 
@@ -470,8 +560,14 @@ class VampPrior(Prior):
         """Take the encoder of the model whose prior this is.
 
         Raises:
-          ValueError: if it has been given that of another model.
+          ValueError: if it has been given that of another model, or one without a density.
         """
+        if not blocks.has_density(encoder):
+            raise ValueError(
+                f"{self.name}: prior: got a VampPrior with an implicit posterior, wanted another "
+                "prior, as priors.NormalMixture: a VampPrior is a mixture of the posteriors' "
+                "densities"
+            )
         known = self._encoder()
         if known not in (None, encoder):
             raise ValueError(

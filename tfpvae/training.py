@@ -108,6 +108,19 @@ class ProbabilisticModel(keras.Model):
             x = self.preprocessing(x)
         return x if x.dtype.is_floating else tf.cast(x, keras.backend.floatx())
 
+    def prepare_batch(self, x: Any, y: Any) -> tuple[Any, Any]:
+        """The data of a batch as the networks take them, and what is scored: x if y is None."""
+        x = self.prepare(x)
+        return x, x if y is None else y
+
+    def before_step(self, x: Any, y: Any) -> None:
+        """What is trained by another optimizer on a batch before the model's takes its step."""
+
+    def build_optimizers(self) -> None:
+        """Make the variables of the optimizers: not while a program is traced, which is slow."""
+        if hasattr(self.optimizer, "build"):
+            self.optimizer.build(self.trainable_variables)
+
     def compile(self, optimizer: Any = "rmsprop", **kwargs: Any) -> None:
         """Configure training: Keras's own arguments, but for the loss, which is the model's.
 
@@ -122,7 +135,7 @@ class ProbabilisticModel(keras.Model):
         """Compile as the saved model was; Keras leaves that to models with their own `compile`."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
-            self.optimizer.build(self.trainable_variables)
+            self.build_optimizers()
 
     def save(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> None:
         """Write the model to a `.keras` file, all of it or nothing.
@@ -150,13 +163,14 @@ class ProbabilisticModel(keras.Model):
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step of the optimizer on one batch."""
         x, y, weight = inputs.unpack(data)
-        with noise.fixed(self.noise.next()), tf.GradientTape() as tape:
-            x = self.prepare(x)
-            y = x if y is None else y
-            losses, terms, prediction = self.example_losses(x, y, training=True)
-            loss = self.total_loss(losses, terms, weight)
-            # Keras adds up the gradients of the replicas.
-            scaled = loss / self.distribute_strategy.num_replicas_in_sync
+        with noise.fixed(self.noise.next()):
+            self.before_step(x, y)
+            with tf.GradientTape() as tape:
+                x, y = self.prepare_batch(x, y)
+                losses, terms, prediction = self.example_losses(x, y, training=True)
+                loss = self.total_loss(losses, terms, weight)
+                # Keras adds up the gradients of the replicas.
+                scaled = loss / self.distribute_strategy.num_replicas_in_sync
         self.optimizer.minimize(scaled, self.trainable_variables, tape=tape)
         return self._log(loss, terms, y, prediction, weight)
 
@@ -164,8 +178,7 @@ class ProbabilisticModel(keras.Model):
         """The losses of one batch."""
         x, y, weight = inputs.unpack(data)
         with noise.fixed(self.noise.next(evaluation=True)):
-            x = self.prepare(x)
-            y = x if y is None else y
+            x, y = self.prepare_batch(x, y)
             losses, terms, prediction = self.example_losses(x, y, training=False)
         loss = self.total_loss(losses, terms, weight)
         return self._log(loss, terms, y, prediction, weight)
@@ -176,8 +189,7 @@ class ProbabilisticModel(keras.Model):
         if not self._runs_programs():
             return super().make_train_function(force or is_ours)
         if force or not is_ours:
-            if hasattr(self.optimizer, "build"):  # Not while the program is traced: that is slow.
-                self.optimizer.build(self.trainable_variables)
+            self.build_optimizers()
             self.train_function = self._program(
                 self.train_step, self._train_counter, self._jit_compile
             )
@@ -230,7 +242,7 @@ class ProbabilisticModel(keras.Model):
         Args:
           x: data `[N, ...]`, or a `tf.data.Dataset`, `keras.utils.Sequence` or generator of
             batches `x`, `(x, y)` or `(x, y, weight)`.
-          y: what the likelihood scores, x if None.
+          y: what the likelihood scores, x if None; of a `ConditionalVAE` what x is given.
           batch_size: examples a step, 32 if None.
           epochs: passes over the data.
           verbose: as in Keras.
