@@ -187,7 +187,7 @@ class BayesianRegression(training.ProbabilisticModel):
             self._posterior = self._posterior(size)
         for argument, shape, wanted in (
             ("posterior", self._posterior.event_shape, [(size,)]),
-            ("prior", self.prior.event_shape, [(), (size,)]),
+            ("prior", self.prior.event_shape, [(), (self._num_coefficients,)]),
         ):
             if shape not in wanted:
                 raise ValueError(
@@ -230,6 +230,11 @@ class BayesianRegression(training.ProbabilisticModel):
         return pieces
 
     @property
+    def _num_coefficients(self) -> int:
+        """How many coefficients there are for the parameters of the likelihood."""
+        return self._pieces()[-1][-1].stop
+
+    @property
     def coefficient_names(self) -> list[str]:
         """The names of the coefficients, in their order."""
         terms = [*self._feature_names, "intercept"]
@@ -251,19 +256,18 @@ class BayesianRegression(training.ProbabilisticModel):
 
     # The model.
 
-    def _posterior_distribution(self, params: Any = None) -> Any:
+    def _posterior_distribution(self) -> Any:
         """The posterior q(w) of the coefficients on the prior's scale.
 
         The posterior block describes their distance from `start`, in units of `spread`: so one
         learning rate suits all data.
         """
-        params = self.unconstrained if params is None else params
-        return _affine(self._posterior.new(params), self.spread, self.start)
+        return affine(self._posterior.new(self.unconstrained), self.spread, self.start)
 
     def _prior_distribution(self) -> Any:
         """The prior p(w) of the same."""
         if self.prior.event_shape == ():
-            return self.prior.repeated(self._posterior.event_shape[0])
+            return self.prior.repeated(self._num_coefficients)
         return self.prior()
 
     def _predictors(self, x: Any, w: Any) -> Any:
@@ -287,11 +291,15 @@ class BayesianRegression(training.ProbabilisticModel):
     def example_losses(self, x: Any, y: Any, training: bool) -> tuple[Any, dict[str, Any], Any]:
         """The nll of each row, and the share of a row in the KL, which no sample weight changes."""
         q = self._posterior_distribution()
-        w = _draws(q, self._num_draws)
+        w = self._training_draws(q)
         p = self.likelihood(tf.transpose(self._predictors(x, w), (1, 0, 2)))
         nll = losses.negative_log_prob(y, p)
         kl = self._kl(q, w) / self.num_data
         return nll, {"nll": nll, "kl": kl}, p
+
+    def _training_draws(self, q: Any) -> Any:
+        """The draws `[S, D]` of a step of training."""
+        return paired_draws(q, self._num_draws)
 
     def _kl(self, q: Any, w: Any) -> Any:
         """The KL of the coefficients, with the gradient of "sticking the landing".
@@ -416,7 +424,7 @@ class BayesianRegression(training.ProbabilisticModel):
                 validation_data = (*self._arrays("validation_data", held_x, held_y), *weight)
             held_out = self._checked_validation(validation_data)
         if not self._is_compiled or self._compiled_by_fit:
-            self.compile(keras.optimizers.Adam(_schedule(plan, size, data)))
+            self.compile(self._optimizer(_schedule(plan, size, data), size))
             self._compiled_by_fit = True
         if not self._runs_programs():  # Keras's own loop knows no passes.
             plan = _Plan(plan.batch_size, plan.epochs * plan.passes, 1)
@@ -437,6 +445,11 @@ class BayesianRegression(training.ProbabilisticModel):
                 "prior, standardize=True or a smaller learning rate may help"
             )
         return history
+
+    def _optimizer(self, learning_rate: Any, size: int) -> Any:
+        """The optimizer of a `fit` without `compile` before, for so many rows."""
+        del size  # Which matters to a subclass.
+        return keras.optimizers.Adam(learning_rate)
 
     def evaluate(  # type: ignore[override]
         self,
@@ -493,16 +506,16 @@ class BayesianRegression(training.ProbabilisticModel):
             self.center.assign(mean)
             self.scale.assign(np.where(constant, 1.0, spread))
         if len(x) == 1:
-            _warn("x: got one row: the posterior will hardly differ from the prior")
+            warn("x: got one row: the posterior will hardly differ from the prior")
         elif constant.any():
-            _warn(
+            warn(
                 f"x: got constant columns, {_shortened(self._names_where(constant))}: only the "
                 "prior tells their coefficients from the intercept"
             )
         elif len(x) > x.shape[1]:
             dependent = _dependent(np.column_stack([np.ones(len(x)), x / spread]))[1:]
             if dependent.any():
-                _warn(
+                warn(
                     f"x: got columns that are linear combinations of the others, such as "
                     f"{_shortened(self._names_where(dependent))}: only the prior tells their "
                     "coefficients apart"
@@ -510,7 +523,7 @@ class BayesianRegression(training.ProbabilisticModel):
         if not self._standardize and not constant.all():
             ratio = spread[~constant].max() / spread[~constant].min()
             if ratio > 100:
-                _warn(
+                warn(
                     f"x: got columns whose standard deviations differ by a factor of {ratio:.0f}, "
                     "which hardly suits one prior for all: pass standardize=True"
                 )
@@ -549,7 +562,7 @@ class BayesianRegression(training.ProbabilisticModel):
             return y
         labels = np.asarray(y)
         if learn and len({*labels.ravel().tolist()}) == 1:
-            _warn(f"y: got one class only, {labels.flat[0]}: what sets it apart is unknown")
+            warn(f"y: got one class only, {labels.flat[0]}: what sets it apart is unknown")
         named = labels.dtype.kind in "USO"
         if named and self._class_names is None and learn:
             if isinstance(self.likelihood, likelihoods.Ordinal):
@@ -588,16 +601,10 @@ class BayesianRegression(training.ProbabilisticModel):
         # In units of the columns: those of x may differ by orders of magnitude.
         unit = tf.constant(1.0 / self._sizes_of_columns(features.numpy()), features.dtype)
 
-        def energy(v: Any) -> Any:
-            w = unit * v
-            p = self.likelihood.new(self._predictors(features, w[tf.newaxis])[:, 0])
-            log_likelihood = weight * p.log_prob(tf.cast(y, p.dtype))
-            return -tf.reduce_sum(log_likelihood) - self._prior_distribution().log_prob(w)
-
         def gradient(v: Any) -> Any:
             with tf.GradientTape() as tape:
                 tape.watch(v)
-                value = energy(v)
+                value = -self._log_density(unit * v, features, y, weight)
             return value, tape.gradient(value, v)
 
         def hessian(v: Any) -> Any:
@@ -628,6 +635,12 @@ class BayesianRegression(training.ProbabilisticModel):
         self.start.assign(units * mode)
         self.spread.assign(_spread(curvature, whole=len(self.spread.shape) == 2))
 
+    def _log_density(self, w: Any, x: Any, y: Any, weight: Any) -> Any:
+        """The log p(y, w | x) of coefficients `[D]`, with weights of the rows."""
+        p = self.likelihood.new(self._predictors(x, w[tf.newaxis])[:, 0])
+        log_likelihood = weight * p.log_prob(tf.cast(y, p.dtype))
+        return tf.reduce_sum(log_likelihood) + self._prior_distribution().log_prob(w)
+
     def _sizes_of_columns(self, x: np.ndarray) -> np.ndarray:
         """The root mean square of the column of the design matrix that each coefficient is for."""
         features = (x[:, : self._num_features] - self.center.numpy()) / self.scale.numpy()
@@ -646,7 +659,7 @@ class BayesianRegression(training.ProbabilisticModel):
         """
         self._require_built()
         q = self._posterior_distribution()
-        found = _affine(q, self._unscaling(), tf.zeros_like(self.start))
+        found = affine(q, self._unscaling(), tf.zeros_like(self.start))
         # Past TFP's __setattr__, which would track the names as a part of the distribution.
         object.__setattr__(found, "names", tuple(self.coefficient_names))
         return found
@@ -694,7 +707,7 @@ class BayesianRegression(training.ProbabilisticModel):
           mixture of S components.
         """
         components = self.conditional_distribution(
-            x, num_samples, seed, offset=offset, exposure=exposure
+            x, num_samples=num_samples, seed=seed, offset=offset, exposure=exposure
         )
         return _mixture(components)
 
@@ -728,7 +741,7 @@ class BayesianRegression(training.ProbabilisticModel):
         self._require_built()
         x, _ = self._arrays("x", x, None, offset, exposure)
         self._check_features(x, "x")
-        w = self._draws(num_samples, seed)
+        w = self._draws(num_samples, seed, x)
         return self.likelihood.new(self._predictors(self.prepare(x), w))
 
     def predict(
@@ -758,7 +771,7 @@ class BayesianRegression(training.ProbabilisticModel):
         self._require_built()
         x, _ = self._arrays("x", x, None, offset, exposure)
         self._check_features(x, "x")
-        w = self._draws(num_samples, seed)
+        w = self._draws(num_samples, seed, x)
         pieces = self._likelihoods(x, w)
         return np.concatenate([_expected(_mixture(p)).numpy() for _, p in pieces])
 
@@ -796,7 +809,7 @@ class BayesianRegression(training.ProbabilisticModel):
           An array `[S]`, in nats.
         """
         log_likelihood = self.log_likelihood(
-            x, y, num_samples, seed, offset=offset, exposure=exposure
+            x, y, num_samples=num_samples, seed=seed, offset=offset, exposure=exposure
         )
         w, q = self._draws(num_samples, seed), self._posterior_distribution()
         log_ratio = self._prior_distribution().log_prob(w) - q.log_prob(w)
@@ -832,7 +845,7 @@ class BayesianRegression(training.ProbabilisticModel):
         data = inputs.read(("x", "y", "sample_weight"), x, y, None)
         self.check_data(data.x, data.y, ("x", "y"))
         found = []
-        for rows, p in self._likelihoods(data.x, self._draws(num_samples, seed)):
+        for rows, p in self._likelihoods(data.x, self._draws(num_samples, seed, x)):
             targets = tf.cast(data.y[rows], p.dtype)[:, tf.newaxis]
             found.append(tf.transpose(p.log_prob(targets)))
         return np.concatenate(found, axis=1)
@@ -869,8 +882,8 @@ class BayesianRegression(training.ProbabilisticModel):
         What does not depend on x is there as the likelihood takes it: the scale as a scale.
         """
         self._require_built()
-        w = self._draws(num_samples, seed)
-        reported = tf.linalg.matvec(self._unscaling(), w).numpy()
+        num_samples = checks.positive_integer("num_samples", num_samples)
+        reported = self.coefficients.sample(num_samples, noise.as_seed(seed)).numpy()
         found: dict[str, np.ndarray] = {}
         for parameter, _, share in self._pieces():
             names, values = self.coefficient_names[share], reported[:, share]
@@ -897,8 +910,9 @@ class BayesianRegression(training.ProbabilisticModel):
 
         return arviz_export.to_arviz(self, num_samples, seed, **data)
 
-    def _draws(self, num_samples: int, seed: Any) -> Any:
-        """Draws `[S, D]` of the optimizer's coefficients."""
+    def _draws(self, num_samples: int, seed: Any, x: Any = None) -> Any:
+        """Draws `[S, D]` of the optimizer's coefficients, as predictions at x take them."""
+        del x  # Which matters to a subclass.
         num_samples = checks.positive_integer("num_samples", num_samples)
         return self._posterior_distribution().sample(num_samples, noise.as_seed(seed))
 
@@ -984,7 +998,7 @@ def _location(names: list[str]) -> tuple[str, ...]:
     return tuple(found[:1] or names)
 
 
-def _affine(q: Any, matrix: Any, shift: Any) -> Any:
+def affine(q: Any, matrix: Any, shift: Any) -> Any:
     """The distribution of `matrix @ w + shift`; the matrix is lower triangular, or its diagonal."""
     if isinstance(q, tfd.Independent) and isinstance(q.distribution, tfd.Normal):
         q = tfd.MultivariateNormalDiag(q.mean(), q.stddev())
@@ -1009,7 +1023,7 @@ def _has_covariance(posterior: Any) -> bool:
     return isinstance(posterior, posteriors.FullRankNormal)
 
 
-def _draws(q: Any, num: int) -> Any:
+def paired_draws(q: Any, num: int) -> Any:
     """Draws `[S, D]` that a gradient goes through; of normals in pairs around the mean.
 
     The noise of a pair cancels in what is linear in the coefficients.
@@ -1064,5 +1078,6 @@ def _shortened(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
+    """Warn the caller of `fit`."""
     warnings.warn(message, stacklevel=4)
