@@ -50,6 +50,7 @@ def test_every_example_has_a_test():
         "logistic_from_blocks",  # tests/test_weights.py
         "mlp_vae",
         "random_effects",
+        "semi_supervised",
         "simulator",
         "stock_tfp_faults",
         "wine",
