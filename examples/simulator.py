@@ -60,7 +60,8 @@ def draw(model: SimulatorModel, x: np.ndarray, axes: Any, p: np.ndarray) -> Any:
     left.set(xlim=(seen[0][0], seen[0][-1]), ylim=(low, high + 0.3 * (high - low)))
     left.legend(frameon=False, fontsize=8, loc="upper left")
     made = model.sample(20_000, seed=1)[:, 0]
-    edges = np.linspace(*np.quantile(made, [0.001, 0.999]), 16)
+    first, last = np.quantile(made, [0.001, 0.999])
+    edges = np.linspace(first, last, 16)
     right.hist(x[:, 0], edges, density=True, alpha=0.5, label=f"{len(x)} data")
     right.hist(made, edges, density=True, histtype="step", linewidth=1.5, label="simulations")
     right.set(xlabel="x", ylabel="density", title="posterior predictive")

@@ -32,7 +32,15 @@ ALLOWED = {
     "discrete": {"distributions"},
     "regularizers": {"blocks", "checks", "discrete", "noise", "serialization"},
     "schedules": {"checks", "regularizers"},
-    "objectives": {"blocks", "checks", "discrete", "noise", "regularizers", "schedules"},
+    "objectives": {
+        "blocks",
+        "checks",
+        "density_ratio",  # which it loads on use
+        "discrete",
+        "noise",
+        "regularizers",
+        "schedules",
+    },
     "inputs": {"checks"},
     "execution": set(),
     "training": {"checks", "execution", "inputs", "noise"},

@@ -12,8 +12,11 @@ from tfpvae import (
     ConditionalVAE,
     SemiSupervisedVAE,
     datasets,
+    diagnose,
+    diagnostics,
     inputs,
     likelihoods,
+    local_posterior,
     networks,
     objectives,
     posteriors,
@@ -580,12 +583,23 @@ def test_a_frozen_encoder_draws_anew_and_stays(bits, labels, tmp_path):
         z = model.prepare(rows).numpy()
     np.testing.assert_allclose(z.mean(axis=0), q.mean()[0], atol=5 * q.stddev().numpy().max() / 141)
     np.testing.assert_allclose(z.std(axis=0), q.stddev()[0], rtol=0.03)
+    # Predictions are a mean over 16 draws of z_1: nearer to that over many than single ones are.
+    probs = model.classifier(z).probs_parameter().numpy()
+    error = model.predict_proba(bits[:1])[0] - probs.mean(axis=0)
+    assert np.all(np.abs(error) < 4 * probs.std(axis=0) / 4)
+    assert np.any(probs.std(axis=0) > 1e-3)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded.predict_proba(bits), model.predict_proba(bits))
     assert len(loaded.trainable_weights) == len(model.trainable_weights)
     with pytest.raises(TypeError, match="encoder: got 3"):
         semi_supervised.FrozenEncoder(3)
+
+
+@pytest.mark.parametrize("function", [diagnose, local_posterior, diagnostics.latents])
+def test_diagnoses_of_one_posterior_are_refused(exact, mixture, function):
+    with pytest.raises(TypeError, match="vae: got a SemiSupervisedVAE, whose posterior is one of"):
+        function(exact, mixture.x)
 
 
 @pytest.mark.long

@@ -128,6 +128,7 @@ def latents(vae: Any, x: Any, seed: Any = None, verbose: Any = "auto") -> Latent
     Johnson, "ELBO Surgery", 2016; Poole et al., "On Variational Bounds of Mutual Information", 2019
     (the bounds); Chen et al., "Isolating Sources of Disentanglement", 2018 (the units).
     """
+    local_inference.check_vae(vae)
     x = vae._arrays(x)
     num = execution.length(x)
     if num < 2:
@@ -468,6 +469,7 @@ def diagnose(
     Source: Cremer, Li and Duvenaud, "Inference Suboptimality in Variational Autoencoders", 2018,
     and those of `latents`.
     """
+    local_inference.check_vae(vae)
     num_samples = checks.positive_integer("num_samples", num_samples)
     num_local = checks.positive_integer("num_local", num_local)
     marginal_likelihood.check_tail(num_samples)  # Now, and not when the report is printed.

@@ -342,7 +342,8 @@ def local_posterior(
       The posterior, the log weights of fresh draws, and whether it converged.
 
     Raises:
-      TypeError: if the posterior is no block.
+      TypeError: if the posterior is no block; for a `SemiSupervisedVAE`, whose posterior is also of
+        classes.
       ValueError: if it differs from the prior in size, or its draws are not reparameterized.
 
     Example:
@@ -358,8 +359,7 @@ def local_posterior(
     Source: Cremer, Li and Duvenaud, "Inference Suboptimality in Variational Autoencoders", 2018;
     Roeder, Wu and Duvenaud, "Sticking the Landing", 2017.
     """
-    if not isinstance(vae, models.VAE):
-        raise TypeError(f"vae: got {vae!r}, wanted a VAE")
+    check_vae(vae)
     for name, value in (("max_steps", max_steps), ("batch_size", batch_size)):
         checks.positive_integer(name, value)
     num_samples = checks.positive_integer("num_samples", num_samples)
@@ -399,6 +399,17 @@ def source(distribution: Any) -> tuple[Any, Any]:
             "ends in a block of tfpvae.posteriors, whose parameters are known"
         )
     return found
+
+
+def check_vae(vae: Any) -> None:
+    """Raise TypeError unless it is a VAE all of whose posterior is one q(z|x)."""
+    if not isinstance(vae, models.VAE):
+        raise TypeError(f"vae: got {vae!r}, wanted a VAE")
+    if not vae.has_one_posterior:
+        raise TypeError(
+            f"vae: got a {type(vae).__name__}, whose posterior is one of classes and of z, wanted "
+            "a VAE with q(z|x); its bounds are elbo(x) and log_marginal_likelihood(x)"
+        )
 
 
 def _start(vae: Any, x: Any, posterior: Any) -> tuple[Any, Any, Any]:

@@ -840,6 +840,18 @@ class MixedRegression(regression.BayesianRegression):
                 found[f"correlation of {names[i]} and {names[j]}"] = correlation[:, i, j]
         return found
 
+    def to_arviz(self, num_samples: int = 1000, seed: int = 0, **data: Any) -> Any:
+        """Not there: what `draws` and `random_effects` return is to be exported by hand.
+
+        Raises:
+          NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "to_arviz: got a MixedRegression, wanted a BayesianRegression: the export knows no "
+            "group effects; arviz.from_dict takes what draws() returns, and "
+            "random_effects.sample(num)"
+        )
+
     def get_config(self) -> dict[str, Any]:
         """The configuration: JSON."""
         config = super().get_config()

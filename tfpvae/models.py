@@ -101,6 +101,9 @@ class VAE(training.ProbabilisticModel):
 
     terms = ("elbo", "nll", "kl")
 
+    #: whether q(z|x) is all of the posterior, with no classes beside z
+    has_one_posterior = True
+
     #: what an adversarial objective trains beside the model, a `DensityRatio`; None for nothing
     discriminator: Any = None
 

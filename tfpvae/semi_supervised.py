@@ -16,6 +16,8 @@ tfd = tfp.distributions
 #: How a missing label is marked in integers; in floats it is NaN.
 MISSING = -1
 
+_FROZEN_DRAWS = 16  # of z_1, over which a prediction of M1+M2 is the mean
+
 _OWN_PARTS = ("classifier", "class_prior")
 
 
@@ -220,8 +222,8 @@ class SemiSupervisedVAE(conditional.ConditionalVAE):
     ) -> np.ndarray:
         r"""The probabilities of the classes: those of the classifier, or those of the model.
 
-        Without `num_samples` they are q(y|x). With it they are the model's own, by importance
-        sampling, which owe nothing to the classifier:
+        Without `num_samples` they are q(y|x), of M1+M2 its mean over 16 draws of q(z_1|x). With it
+        they are the model's own, by importance sampling, which owe nothing to the classifier:
 
         $$ p(y \mid x) \propto p(y)\, \frac1S \sum_s
            \frac{p(x \mid y, z_s)\, p(z_s)}{q(z_s \mid x, y)}, \qquad z_s \sim q(z \mid x, y) $$
@@ -237,7 +239,9 @@ class SemiSupervisedVAE(conditional.ConditionalVAE):
         """
         x = self._data(x)
         if num_samples is None:
-            return self._in_batches(self._class_probs, x, 0, verbose=verbose).numpy()
+            draws = _FROZEN_DRAWS if isinstance(self.preprocessing, FrozenEncoder) else 1
+            total = self._in_batches(self._class_probs, x, 0, draws, verbose)
+            return total.numpy() / draws
         num_samples = checks.positive_integer("num_samples", num_samples)
         log_evidence = self._in_batches(
             self._class_evidence, x, seed, num_samples, verbose, merge=tfp.math.log_add_exp
@@ -450,8 +454,12 @@ class SemiSupervisedVAE(conditional.ConditionalVAE):
     # What runs in batches, see `execution.Batched`.
 
     def _class_probs(self, x: Any, num_samples: Any, seed: Any) -> Any:
+        """The sum of q(y|x) over passes of the data through the preprocessing, `[B, K]`."""
         with noise.fixed(seed):
-            return tf.exp(tf.transpose(self._log_class_probs(self.prepare(x), False)))
+            rows = tf.repeat(x, num_samples, axis=0)
+            probs = tf.exp(self._log_class_probs(self.prepare(rows), False))
+            by_row = tf.reshape(probs, [self.num_classes, -1, num_samples])
+            return tf.transpose(tf.reduce_sum(by_row, axis=-1))
 
     def _class_evidence(self, x: Any, num_samples: Any, seed: Any) -> Any:
         """The log of the sum over the draws of the weights of each class, `[B, K]`."""
