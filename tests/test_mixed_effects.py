@@ -57,9 +57,12 @@ class Linear:
         return design @ self.mean, np.sqrt(variance + 0.25)
 
 
-def of_known_variances(**options):
+def of_known_variances(group_scale=(1.0, 0.5), **options):
     return MixedRegression(
-        likelihoods.Normal(scale=0.5), ["intercept", "x0"], group_scale=[1.0, 0.5], **UNIT | options
+        likelihoods.Normal(scale=0.5),
+        ["intercept", "x0"],
+        group_scale=group_scale,
+        **UNIT | options,
     )
 
 

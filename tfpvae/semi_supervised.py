@@ -96,6 +96,8 @@ class SemiSupervisedVAE(conditional.ConditionalVAE):
     """
 
     terms = ("elbo", "nll", "kl", "kl_y", "classification")  # type: ignore[assignment]
+
+    has_one_posterior = False
     num_classes: int
 
     def __init__(
