@@ -206,7 +206,8 @@ def test_the_gradient_is_that_of_the_elbo(contrast, monkeypatch):
 # Training: in turns, on every path.
 
 
-@pytest.mark.parametrize("contrast", [True, pytest.param(False, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("contrast", [True, False])
 def test_the_fast_path_is_keras_loop(contrast):
     class Loop(VAE):
         """A VAE with a step of its own, which Keras's loop runs."""
@@ -263,6 +264,7 @@ def test_each_optimizer_trains_its_own():
         assert (int(first.iterations), int(second.iterations)) == (1, 3)
 
 
+@pytest.mark.long
 def test_training_goes_on_after_a_file_to_the_same_numbers(tmp_path):
     """Bit for bit: the discriminator and its optimizer are in the file."""
 

@@ -64,7 +64,7 @@ def three_classes(size=2000):
     return x, np.array(["b", "a", "c"])[np.argmax(logits + rng.gumbel(size=(size, 3)), axis=1)]
 
 
-@pytest.mark.parametrize("data", [binary, three_classes])
+@pytest.mark.parametrize("data", [binary, pytest.param(three_classes, marks=pytest.mark.long)])
 def test_probabilities_are_those_of_penalized_logistic_regression(data):
     """With much data the posterior is narrow around its mode, which penalized likelihood finds."""
     x, y = data()
@@ -116,6 +116,7 @@ def test_regression_is_ridge_regression_with_its_noise():
     assert regressor.score(x, y) == pytest.approx(residuals)
 
 
+@pytest.mark.long
 def test_a_known_scale_is_in_units_of_y():
     x, y = linear()
     known = {"likelihood_arguments": {"scale": 50.0}, "random_state": 0}
@@ -133,6 +134,7 @@ def test_a_known_scale_is_in_units_of_y():
     np.testing.assert_allclose(stds[0], stds[1], rtol=0.01)
 
 
+@pytest.mark.long
 def test_student_t_does_not_follow_outliers():
     x, y = linear()
     wrong = np.where(np.arange(100) % 10 == 0, y + 2000.0, y)

@@ -699,9 +699,8 @@ OBJECTIVES = {
 }
 
 
-@pytest.mark.parametrize(
-    "kind", ["Planar", pytest.param("InverseAutoregressive", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["Planar", "InverseAutoregressive"])
 def test_gradient_estimators_are_unbiased(kind):
     """Against the difference quotient of a quadrature, along two directions of all weights."""
     vae = bent_model(FLOWS[kind](), "float64")
@@ -795,6 +794,7 @@ def test_a_prior_learns(rng):
 # In regressions.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("flow", [flows.RealNVP(2, (8,)), flows.Planar(2)], ids=["nvp", "planar"])
 def test_regression(flow, rng, tmp_path):
     x = rng.normal(size=(12, 1)).astype("float32")

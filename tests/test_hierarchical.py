@@ -639,6 +639,7 @@ def test_chain_knows_its_support():
 # As a Keras model.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("inference", INFERENCE)
 def test_a_saved_model_is_the_same_and_goes_on_alike(inference, x, tmp_path):
     weights = [1.0, schedules.Linear(num_steps=8)]

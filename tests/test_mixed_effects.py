@@ -205,10 +205,8 @@ PRIORS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["default", *(pytest.param(p, marks=pytest.mark.long) for p in ("half-t", "log-normal"))],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["default", "half-t", "log-normal"])
 def test_the_scale_and_the_evidence_beside_quadrature(name, one_way):
     x, y, groups = one_way
     prior, density = PRIORS[name]

@@ -502,6 +502,7 @@ def test_convolutional_networks_with_several_draws(num_samples):
     assert vae.log_weights(images, 5).shape == (5, 20)
 
 
+@pytest.mark.long
 def test_more_draws_only_lessen_the_noise(vae, x):
     """The mean over many single draws is the loss with many draws."""
     many = build(posterior=posteriors.DiagonalNormal(K, num_samples=400))

@@ -261,7 +261,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name == "flow")) for name in CASES]
+)
 def test_saving_and_going_on(name, x, tmp_path):
     """A model that is loaded makes the steps of one that was not, bit for bit."""
     made = quick(CASES[name]())
