@@ -132,7 +132,7 @@ def test_groups_of_few_rows_are_pulled_to_the_mean():
     assert model.random_effects.groups == (*"abcde",)
 
 
-def test_new_groups_from_their_rows(linear, exact):
+def test_new_groups_from_their_rows(linear, exact, tmp_path):
     """The coefficients stay; the effects are exact given these, and so is what is predicted."""
     rng = np.random.default_rng(7)
     x, y, labels = rng.normal(size=(9, 2)), rng.normal(size=9), np.repeat(["a", "b", "c"], 3)
@@ -154,6 +154,14 @@ def test_new_groups_from_their_rows(linear, exact):
     np.testing.assert_allclose(found.mean()[:10], linear.random_effects.mean(), atol=1e-3)
     with pytest.raises(ValueError, match=r"groups: got \[3\], which the model knows"):
         linear.with_groups(x[:1], y[:1], [3])
+    # Labels that sort before those that are known do not come before them.
+    first = linear.with_groups(x, y, np.repeat([-3, -2, -1], 3))
+    assert first.groups == (*range(10), -3, -2, -1)
+    assert np.array_equal(first.random_effects.mean(), found.mean())
+    first.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.groups == first.groups
+    assert np.array_equal(loaded.random_effects.mean(), found.mean())
 
 
 def test_saved_and_loaded_in_safe_mode(linear, exact, tmp_path):

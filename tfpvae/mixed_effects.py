@@ -127,6 +127,8 @@ class MixedRegression(regression.BayesianRegression):
         features `[N, H]` of rows `[N, P + size of y]`, of x and y: their means over the rows of a
         group, beside the logarithm of the number of rows, go through one layer more and make the
         posterior's parameters, so that `with_groups` serves others.
+      groups: the labels of all groups, in the order of their effects; None takes those of the first
+        `fit`, sorted.
       prior: p(w), of the coefficients for all rows, as in `BayesianRegression`.
       posterior: q(w, log tau), as in `BayesianRegression`.
       **kwargs: of `BayesianRegression`. With `standardize=True` the prior is on the standardized
@@ -187,7 +189,8 @@ class MixedRegression(regression.BayesianRegression):
             raise TypeError(f"encoder: got {encoder!r}, wanted a tf_keras network or None")
         self.encoder: Any = encoder
         self._groups_are_given = groups is not None
-        self._groups: Any = None if groups is None else _distinct(_labels("groups", groups))
+        # In the order given: effects of new groups come after those that were known before.
+        self._groups: Any = None if groups is None else [*dict.fromkeys(_labels("groups", groups))]
         object.__setattr__(self, "_context", None)  # The rows that the encoder reads in training.
 
     # What is where.
