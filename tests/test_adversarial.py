@@ -245,6 +245,7 @@ def test_by_xla():
         assert one == pytest.approx(other, abs=0.1), name
 
 
+@pytest.mark.long
 def test_each_optimizer_trains_its_own():
     """The rate of one is zero: nothing of its own moves, all of the other's does."""
     for rates in ((0.0, 0.1), (0.1, 0.0)):

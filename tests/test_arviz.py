@@ -137,6 +137,7 @@ def test_classes_have_a_dimension_and_names():
         to_arviz(model, 10, x=x[:1], y=["fir"])
 
 
+@pytest.mark.long
 def test_other_parameters_are_as_the_likelihood_takes_them():
     rng = np.random.default_rng(2)
     x, exposure = rng.normal(size=(100, 1)), rng.uniform(1.0, 5.0, size=100)

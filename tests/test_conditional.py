@@ -424,6 +424,7 @@ def test_diagnosis_with_a_prior_of_each_y(hardest):
     assert use.mutual_information_upper >= use.mutual_information
 
 
+@pytest.mark.long
 def test_diagnosis(case):
     x, y = case.data
     found = diagnose(case.spoilt, (x, y), 200, num_local=5, seed=0, verbose=0)

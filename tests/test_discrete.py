@@ -762,6 +762,7 @@ def test_the_fast_path_is_keras_one_step_after_the_other(name):
     np.testing.assert_allclose(*logs, rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [name if name == "relaxed" else pytest.param(name, marks=pytest.mark.long) for name in TRAINED],

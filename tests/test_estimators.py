@@ -212,6 +212,7 @@ def test_in_a_pipeline_with_cross_validation():
     np.testing.assert_allclose(scores, expected, atol=0.02)  # In nats, of about 0.5.
 
 
+@pytest.mark.long
 @quiet
 @pytest.mark.usefixtures("untraced")
 def test_a_grid_of_prior_scales():

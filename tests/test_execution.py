@@ -316,6 +316,7 @@ def test_losses_of_objectives_are_those_of_keras(objective):
         assert_same(history(jit_compile=True), wanted)
 
 
+@pytest.mark.long
 def test_metrics_and_moving_statistics_are_those_of_keras():
     def run(cls=VAE, **kwargs):
         keras.utils.set_random_seed(2)
@@ -859,6 +860,7 @@ def counts_posterior(cls=VAE, **kwargs):
     )
 
 
+@pytest.mark.long
 def test_what_xla_cannot_compile_runs_without(xla_pays, monkeypatch, caplog, chunks):
     def histories():
         keras.utils.set_random_seed(4)

@@ -499,6 +499,7 @@ def small_vae(posterior, prior=None, seed=0):
 X = np.float32(np.random.default_rng(0).integers(0, 2, size=(64, 4)))
 
 
+@pytest.mark.long
 def test_vae_with_flows_as_posterior_and_prior(tmp_path):
     keras.utils.set_random_seed(0)
     posterior = posteriors.Flow(2, flows.InverseAutoregressive(2, (8,), context_size=3))
@@ -769,6 +770,7 @@ def test_kl_of_two_flows():
     assert float(kl[0]) == pytest.approx(expected, abs=0.03)
 
 
+@pytest.mark.long
 def test_a_prior_learns(rng):
     """Two clusters, which no normal prior fits: nats of log-likelihood won over the best normal."""
     z = np.float32(0.3 * rng.normal(size=(500, 2)) + 2.0 * rng.choice([-1, 1], (500, 1)))

@@ -238,6 +238,7 @@ def kl_of_normals(mean, cov, prior_cov):
     return 0.5 * (np.trace(inverse @ cov) + quadratic - len(cov) + logdet)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("inference", INFERENCE)
 def test_kl_of_each_layer_is_what_it_is_said_to_be(inference, linear, x):
     spoilt = 0.4
@@ -691,6 +692,7 @@ def test_weights_and_free_bits_are_of_layers(x):
     assert paid > terms["kl"] + 0.01
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("inference", QUICK_OF_BOTH)
 def test_the_programs_of_fit_do_what_one_step_after_the_other_does(inference, x):
     """In the former draws know what they were made from, in the latter they are scored anew."""

@@ -160,6 +160,7 @@ def test_weights_correct_a_wrong_posterior(factors):
     assert np.abs(error / np.sqrt(np.diag(factors.rest_cov))).max() > 0.2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", POSTERIORS)
 def test_imputed_draws_follow_the_conditional_distribution(kind, factors):
     num = 4000
@@ -546,6 +547,7 @@ print(keras.models.load_model(sys.argv[1]).predict([[1.0, float("nan")]], verbos
 """
 
 
+@pytest.mark.long
 def test_importing_the_package_is_enough_to_load_an_encoder(tmp_path):
     model = keras.Sequential([keras.Input((2,)), networks.FillMissing(0.5, mask=True)])
     model.save(tmp_path / "model.keras")

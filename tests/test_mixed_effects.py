@@ -115,6 +115,7 @@ def test_rows_of_one_unknown_group_share_their_effects(linear):
     assert abs(np.corrcoef(means[0], means[2])[0, 1]) < 0.3
 
 
+@pytest.mark.long
 def test_groups_of_few_rows_are_pulled_to_the_mean():
     """u = n tau^2 / (n tau^2 + sigma^2) (the group's mean residual), given the coefficients."""
     rng = np.random.default_rng(0)

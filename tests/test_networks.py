@@ -255,6 +255,7 @@ def test_binarize_follows_the_seed():
     assert (layer(grey).numpy() != layer(grey).numpy()).any()  # TFP's own generator draws.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("jit_compile", [True, False])
 def test_the_bits_that_are_scored_are_those_that_were_encoded(jit_compile):
     grey = np.full((32, 3), 0.5, "float32")

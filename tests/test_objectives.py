@@ -333,6 +333,7 @@ CONSISTENT = {
 CASES = [(name, estimator) for name, case in CONSISTENT.items() for estimator in case[2]]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "estimator"), CASES)
 def test_with_many_draws_the_posterior_lowers_its_divergence(name, estimator):
     """And the model climbs log p(x). Normalized weights leave a bias of order 1 / S."""
@@ -506,6 +507,7 @@ def test_doubly_reparameterized_noise_stays_below_the_signal():
     assert ratios[1] < 0.5 * ratios[0]
 
 
+@pytest.mark.long
 def test_the_baseline_lowers_the_noise_of_the_score_function():
     class WithoutBaseline(IWAE):
         def coefficients(self, log_weights):

@@ -265,6 +265,7 @@ def linear_vae(linear, posterior=None):
     return vae
 
 
+@pytest.mark.long
 def test_log_marginal_likelihood_is_that_of_a_mixture_of_gaussians(linear, rng):
     vae, x = linear_vae(linear), linear.sample(rng, 10)
     exact = linear.log_prob(x)

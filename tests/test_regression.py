@@ -377,6 +377,7 @@ def model_of(name):
     return model
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_likelihoods_have_the_exact_posterior_moments(name):
     log_likelihood, _, size = OTHERS[name]

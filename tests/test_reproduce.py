@@ -220,6 +220,7 @@ def numpy_networks(vae):
     return encode, lambda z: network(z, 6)
 
 
+@pytest.mark.long
 def test_results_are_those_of_importance_sampling_by_hand(report, trained, images):
     encode, decode = numpy_networks(trained)
     rng = np.random.default_rng(0)

@@ -134,6 +134,7 @@ def test_config_round_trip():
         assert float(again.value()) == float(schedule.value())
 
 
+@pytest.mark.long
 @ignore_weight
 def test_target_rate_is_reached(x):
     rate = 4.0

@@ -422,6 +422,7 @@ def test_the_same_seed_repeats_and_a_saved_model_goes_on(bits, labels, tmp_path)
         assert loaded.fit(bits, labels, verbose=0).history == wanted
 
 
+@pytest.mark.long
 def test_marks_of_missing_labels_are_alike(restart, small, bits, labels):
     """-1, NaN, and streams of either."""
     floats = np.where(labels < 0, np.nan, labels).astype("float32")

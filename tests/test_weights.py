@@ -626,6 +626,7 @@ def example(monkeypatch):
     return run
 
 
+@pytest.mark.long
 def test_the_predictive_widens_away_from_the_data(example, tmp_path, capsys):
     example("bayesian_network", "--steps", 1000, "--output", tmp_path)
     printed = capsys.readouterr().out
