@@ -89,7 +89,15 @@ ALLOWED = {
     "latent_space": {"checks", "flows", "noise", "priors"},
     "evaluation": {"checks", "noise", "objectives", "schedules", "training"},
     "marginal_likelihood": {"blocks", "checks", "discrete", "execution", "noise"},
-    "semi_supervised": {"checks", "conditional", "inputs", "noise", "objectives", "priors"},
+    "semi_supervised": {
+        "blocks",
+        "checks",
+        "conditional",
+        "inputs",
+        "noise",
+        "objectives",
+        "priors",
+    },
     "conditional": {"blocks", "checks", "execution", "models", "noise", "priors"},
     "local_inference": {"blocks", "checks", "execution", "inputs", "models", "noise", "priors"},
     "diagnostics": {

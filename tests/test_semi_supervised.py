@@ -584,11 +584,10 @@ def test_a_frozen_encoder_draws_anew_and_stays(bits, labels, tmp_path):
         z = model.prepare(rows).numpy()
     np.testing.assert_allclose(z.mean(axis=0), q.mean()[0], atol=5 * q.stddev().numpy().max() / 141)
     np.testing.assert_allclose(z.std(axis=0), q.stddev()[0], rtol=0.03)
-    # Predictions are a mean over 16 draws of z_1: nearer to that over many than single ones are.
+    # Predictions are means over 16 draws of z_1: their error is a quarter of that of one draw.
     probs = model.classifier(z).probs_parameter().numpy()
-    error = model.predict_proba(bits[:1])[0] - probs.mean(axis=0)
-    assert np.all(np.abs(error) < 4 * probs.std(axis=0) / 4)
-    assert np.any(probs.std(axis=0) > 1e-3)
+    error = model.predict_proba(rows[:1000]) - probs.mean(axis=0)
+    np.testing.assert_allclose(error.std(axis=0), probs.std(axis=0) / 4, rtol=0.2)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded.predict_proba(bits), model.predict_proba(bits))

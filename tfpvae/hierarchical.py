@@ -268,7 +268,7 @@ class _Parts:
         self.event_shapes = [block.event_shape for block in self.heads]
         self.size = sum(map(math.prod, self.event_shapes))
         for i, decoder in enumerate(self.decoders):
-            check = _last_block if i else _check_layer
+            check = _last_block if i else blocks.check_network
             check(f"decoders[{i}]", decoder)
         self._check_sizes()
 
@@ -601,15 +601,9 @@ def _listed(name: str, networks: Any, wanted: str = "a list of tf_keras networks
     return list(networks)
 
 
-def _check_layer(name: str, network: Any) -> None:
-    checks.refuse_keras3(name, network)
-    if not isinstance(network, keras.layers.Layer):
-        raise TypeError(f"{name}: got {network!r}, wanted a tf_keras layer or model")
-
-
 def _last_block(name: str, network: Any) -> Any:
     """The block that a network ends in."""
-    _check_layer(name, network)
+    blocks.check_network(name, network)
     block = models._last_layer(network)
     if not isinstance(block, blocks.Block):
         raise TypeError(

@@ -121,9 +121,7 @@ class VAE(training.ProbabilisticModel):
     ) -> None:
         super().__init__(seed, preprocessing, **kwargs)
         for name, part in (("prior", prior), ("encoder", encoder), ("decoder", decoder)):
-            checks.refuse_keras3(name, part)
-            if not isinstance(part, keras.layers.Layer):
-                raise TypeError(f"{name}: got {part!r}, wanted a tf_keras layer or model")
+            blocks.check_network(name, part)
         if not isinstance(prior, priors.Prior):
             raise TypeError(f"prior: got {prior!r}, wanted a block of tfpvae.priors")
         self.prior, self.encoder, self.decoder = prior, encoder, decoder

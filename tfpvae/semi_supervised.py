@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras as keras
 
-from tfpvae import checks, conditional, inputs, noise, objectives, priors
+from tfpvae import blocks, checks, conditional, inputs, noise, objectives, priors
 
 tfd = tfp.distributions
 
@@ -115,9 +115,7 @@ class SemiSupervisedVAE(conditional.ConditionalVAE):
     ) -> None:
         checks.positive_integer("num_classes", num_classes)
         super().__init__(prior, encoder, decoder, num_classes, seed, preprocessing, **kwargs)
-        checks.refuse_keras3("classifier", classifier)
-        if not isinstance(classifier, keras.layers.Layer):
-            raise TypeError(f"classifier: got {classifier!r}, wanted a tf_keras layer or model")
+        blocks.check_network("classifier", classifier)
         if class_prior is None:
             class_prior = priors.OneHotCategorical(num_classes, logits=0.0)
         if not isinstance(class_prior, priors.Prior):
@@ -547,9 +545,7 @@ class FrozenEncoder(keras.layers.Layer):
 
     def __init__(self, encoder: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        checks.refuse_keras3("encoder", encoder)
-        if not isinstance(encoder, keras.layers.Layer):
-            raise TypeError(f"encoder: got {encoder!r}, wanted a tf_keras layer or model")
+        blocks.check_network("encoder", encoder)
         self.encoder = encoder
 
     def call(self, inputs: Any) -> Any:

@@ -184,12 +184,8 @@ class SimulatorModel(training.ProbabilisticModel):
         if discriminator is None:
             hidden = [keras.layers.Dense(64, "tanh") for _ in range(2)]
             discriminator = keras.Sequential([*hidden, keras.layers.Dense(1)])
-        checks.refuse_keras3("discriminator", discriminator)
+        blocks.check_network("discriminator", discriminator)
         if not isinstance(discriminator, density_ratio.DensityRatio):
-            if not isinstance(discriminator, keras.layers.Layer):
-                raise TypeError(
-                    f"discriminator: got {discriminator!r}, wanted a tf_keras layer or model"
-                )
             discriminator = density_ratio.DensityRatio(discriminator, seed=0)
         # Past Keras's tracking, or the posterior's optimizer would train it.
         object.__setattr__(self, "discriminator", discriminator)
