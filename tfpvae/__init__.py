@@ -107,6 +107,7 @@ __all__ = [
     "regression",
     "regularizers",
     "reproduce",
+    "resuming",
     "schedules",
     "semi_supervised",
     "simulators",

@@ -1,6 +1,9 @@
 """Block: the base of every distribution layer, from unconstrained numbers to a distribution."""
 
+import contextlib
 import math
+import threading
+from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -13,6 +16,23 @@ from tfpvae import checks, noise, serialization
 tfd = tfp.distributions
 
 CONVERSIONS = ("sample", "mean", "mode", "stddev", "variance")
+
+
+class _Record(threading.local):
+    made: list[Any] | None = None
+
+
+_record = _Record()
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[Any]]:
+    """The distributions that blocks make inside: pairs of a block and its free parameters."""
+    outer, _record.made = _record.made, []
+    try:
+        yield _record.made
+    finally:
+        _record.made = outer
 
 
 class Parameter(NamedTuple):
@@ -172,6 +192,8 @@ class Block(tfp.layers.DistributionLambda):
     def _distribution(self, inputs: Any) -> Any:
         """The distribution, from the layer's input."""
         params = tf.convert_to_tensor(inputs, self.dtype)
+        if _record.made is not None:
+            _record.made.append((self, self.constrained(params)))
         distribution = self.new(params)
         # For `rebatch`; past TFP's __setattr__, which would track the layer as a part of it.
         object.__setattr__(distribution, "_tfpvae_source", (self, params))

@@ -86,6 +86,7 @@ class Program:
       counter: a variable that counts the steps.
       num_batches: how many batches to run in a call, the variable of Keras's loop.
       jit_compile: True or False; None leaves the choice to `uses_xla`.
+      guard: a `guards.Guard` of what a step leaves behind, None for none.
     """
 
     def __init__(
@@ -95,10 +96,11 @@ class Program:
         counter: Any,
         num_batches: Any,
         jit_compile: bool | None,
+        guard: Any = None,
     ) -> None:
         self._step, self._results = step, results
         self._counter, self._num_batches = counter, num_batches
-        self._jit_compile = jit_compile
+        self._jit_compile, self._guard = jit_compile, guard
         # Traced by hand: TensorFlow warns of functions that are traced often, as for many models.
         self._take = Traced(_take)
         self._plain = Traced(self._run)
@@ -152,9 +154,9 @@ class Program:
             start = 0
             for size, same in itertools.groupby(sizes):
                 count = len(list(same))
-                logs = self._run_chunk(_cut(joined, start, count, size), count, size)
+                logs = self._guarded(_cut(joined, start, count, size), count, size)
                 start += count * size
-            self._counter.assign_add(len(sizes))
+                self._counter.assign_add(count)
             left -= len(sizes)
             if self.calls and len(sizes) < wanted:
                 raise tf.errors.OutOfRangeError(None, None, "no batch is left")
@@ -193,6 +195,10 @@ class Program:
             logger.warning("training without XLA, which cannot compile the model: %s", reason)
             return False
         return True
+
+    def _guarded(self, chunk: Any, num: int, batch_size: int) -> dict[str, Any]:
+        run = functools.partial(self._run_chunk, batch_size=batch_size)
+        return run(chunk, num) if self._guard is None else self._guard.chunk(run, chunk, num)
 
     def _run_chunk(self, chunk: Any, num: int, batch_size: int) -> dict[str, Any]:
         if self._batch_size is None:

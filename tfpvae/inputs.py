@@ -45,7 +45,7 @@ class Data(NamedTuple):
         if steps is not None:
             return None if steps == -1 else int(steps)
         if self.first is None:
-            return math.ceil(self._rows(settings) / self._batch_size(settings))
+            return math.ceil(self._rows(settings) / self.batch_size(settings))
         if isinstance(self.x, keras.utils.Sequence):
             return len(self.x)
         steps = int(self.x.cardinality()) if isinstance(self.x, tf.data.Dataset) else -1
@@ -54,7 +54,7 @@ class Data(NamedTuple):
     def batch_bytes(self, settings: Mapping[str, Any]) -> float:
         """Size of a batch."""
         size = sum(np.asarray(values).nbytes for values in self.sample if values is not None)
-        return size if self.first else size / len(self.x) * self._batch_size(settings)
+        return size if self.first else size / len(self.x) * self.batch_size(settings)
 
     def indices(self) -> "Data":
         """Indices of the rows of arrays, in their place; a stream stays what it is."""
@@ -82,7 +82,7 @@ class Data(NamedTuple):
         size = len(self.x if self.order is None else self.order) * self.passes
         return math.floor(size * (1.0 - (settings.get("validation_split") or 0.0)))
 
-    def _batch_size(self, settings: Mapping[str, Any]) -> int:
+    def batch_size(self, settings: Mapping[str, Any]) -> int:
         size, steps = settings.get("batch_size"), settings.get("steps_per_epoch")
         if size is None and steps is not None:
             return math.ceil(self._rows(settings) / steps)

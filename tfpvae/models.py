@@ -104,9 +104,6 @@ class VAE(training.ProbabilisticModel):
     #: whether q(z|x) is all of the posterior, with no classes beside z
     has_one_posterior = True
 
-    #: what an adversarial objective trains beside the model, a `DensityRatio`; None for nothing
-    discriminator: Any = None
-
     # Names of the KLs of the layers of z.
     _kl_terms: tuple[str, ...] = ()
 

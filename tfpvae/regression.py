@@ -107,6 +107,8 @@ class BayesianRegression(training.ProbabilisticModel):
 
     terms = ("nll", "kl")
 
+    remedy = "a narrower prior, standardize=True or a smaller learning rate may help"
+
     def __init__(
         self,
         likelihood: Any,
@@ -431,20 +433,13 @@ class BayesianRegression(training.ProbabilisticModel):
         self.num_data.assign(float(size))
         if not np.any(self.unconstrained):
             self._start_at_mode(*data.sample)
-        history = self._train(
+        return self._train(
             data._replace(passes=plan.passes),
             held_out,
             batch_size=plan.batch_size,
             epochs=plan.epochs,
             **settings,
         )
-        learned = (self.unconstrained, *self._posterior.weights)
-        if not all(np.isfinite(weight).all() for weight in learned):
-            raise FloatingPointError(
-                "loss: got NaN or infinite values on the way, so there is no posterior: a narrower "
-                "prior, standardize=True or a smaller learning rate may help"
-            )
-        return history
 
     def _optimizer(self, learning_rate: Any, size: int) -> Any:
         """The optimizer of a `fit` without `compile` before, for so many rows."""

@@ -147,6 +147,8 @@ class SimulatorModel(training.ProbabilisticModel):
 
     terms = ("log_ratio", "kl", "discriminator_loss")
 
+    remedy = "does the simulator make some for parameters that the prior allows?"
+
     def __init__(
         self,
         prior: Any,
@@ -653,19 +655,13 @@ class SimulatorModel(training.ProbabilisticModel):
             epochs, passes = epochs * passes, 1
         self.num_data.assign(float(size))
         self._learn_scale(data.sample[0])
-        history = self._train(
+        return self._train(
             data._replace(passes=passes),
             held_out,
             batch_size=batch_size,
             epochs=epochs,
             **settings,
         )
-        if not all(np.isfinite(weight).all() for weight in self.trainable_variables):
-            raise FloatingPointError(
-                "loss: got NaN or infinite values on the way, so there is no posterior: does the "
-                "simulator make some for parameters that the prior allows?"
-            )
-        return history
 
     def _learn_scale(self, x: np.ndarray) -> None:
         """Take note of the units of the data, once: the discriminator gets used to them.

@@ -1,6 +1,7 @@
 """The base of our Keras models: one source of noise, checked data, losses of each example."""
 
 import contextlib
+import functools
 import math
 import pathlib
 import tempfile
@@ -11,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfpvae import checks, execution, inputs, noise
+from tfpvae import checks, execution, guards, inputs, noise, resuming
 
 
 class _Pace(keras.callbacks.Callback):
@@ -60,6 +61,12 @@ class ProbabilisticModel(keras.Model):
     #: names of the terms of the loss, in the order of the progress bar
     terms: tuple[str, ...] = ()
 
+    #: what is trained beside the model by an optimizer of its own, a `DensityRatio`; None: nothing
+    discriminator: Any = None
+
+    #: what may help when the loss becomes NaN, in the words of this kind of model
+    remedy = ""
+
     def __init__(self, seed: int | None = None, preprocessing: Any = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         checks.refuse_keras3("preprocessing", preprocessing)
@@ -71,6 +78,7 @@ class ProbabilisticModel(keras.Model):
         self._user_pace: int | None = None  # and what it is while a run has changed it.
         self._log_terms(self.terms)
         self._has_metrics = False
+        object.__setattr__(self, "_guard", guards.Guard(self))  # Past Keras, which would track it.
 
     def _log_terms(self, terms: tuple[str, ...]) -> None:
         """Name the terms of the loss, of which the logs hold the means."""
@@ -112,6 +120,12 @@ class ProbabilisticModel(keras.Model):
         """The data of a batch as the networks take them, and what is scored: x if y is None."""
         x = self.prepare(x)
         return x, x if y is None else y
+
+    def losses_of(self, batch: Any) -> tuple[Any, dict[str, Any]]:
+        """The losses of the examples of a batch in training, and their terms."""
+        x, y, _ = inputs.unpack(batch)
+        losses, terms, _ = self.example_losses(*self.prepare_batch(x, y), training=True)
+        return losses, terms
 
     def before_step(self, x: Any, y: Any) -> None:
         """What is trained by another optimizer on a batch before the model's takes its step."""
@@ -187,11 +201,17 @@ class ProbabilisticModel(keras.Model):
         """What `fit` calls for the next batches: many of them run in one program."""
         is_ours = isinstance(self.train_function, execution.Program)
         if not self._runs_programs():
-            return super().make_train_function(force or is_ours)
-        if force or not is_ours:
+            # Keras gives back what it has; what it has is guarded already.
+            is_new = force or is_ours or self.train_function is None
+            function = super().make_train_function(force or is_ours)
+            if is_new:
+                self._guard.renew()
+                self.train_function = functools.partial(self._guard.step, function)
+        elif force or not is_ours:
             self.build_optimizers()
+            self._guard.renew()
             self.train_function = self._program(
-                self.train_step, self._train_counter, self._jit_compile
+                self.train_step, self._train_counter, self._jit_compile, self._guard
             )
         return self.train_function
 
@@ -207,10 +227,11 @@ class ProbabilisticModel(keras.Model):
             )
         return self.test_function
 
-    def _program(self, step: Any, counter: Any, jit_compile: bool | None) -> Any:
-        return execution.Program(
-            step, self.get_metrics_result, counter, self._steps_per_execution, jit_compile
-        )
+    def _program(
+        self, step: Any, counter: Any, jit_compile: bool | None, guard: Any = None
+    ) -> Any:
+        results, num = self.get_metrics_result, self._steps_per_execution
+        return execution.Program(step, results, counter, num, jit_compile, guard)
 
     def _runs_programs(self) -> bool:
         """Whether batches run in our programs, or one after the other in Keras's functions."""
@@ -252,7 +273,8 @@ class ProbabilisticModel(keras.Model):
           shuffle: as in Keras.
           class_weight: not supported, there are no classes.
           sample_weight: weights `[N]` of the examples: of all terms of their losses.
-          **kwargs: the other arguments of `keras.Model.fit`.
+          **kwargs: the other arguments of `keras.Model.fit`, and `resume`: a folder, or a
+            `resuming.Resume`, from which a run that was stopped goes on.
 
         Returns:
           Keras's `History`.
@@ -261,6 +283,8 @@ class ProbabilisticModel(keras.Model):
           TypeError: for data that are no numbers.
           ValueError: for data of the wrong shape, empty, not finite, or outside the support of
             the likelihood: naming the argument, what came, and what was wanted.
+          FloatingPointError: if the loss or the weights became NaN or infinite; the model has the
+            weights from before that step then.
         """
         data = self._checked(("x", "y", "sample_weight"), x, y, sample_weight)
         held_out = None if validation_data is None else self._checked_validation(validation_data)
@@ -284,21 +308,34 @@ class ProbabilisticModel(keras.Model):
         held_out: inputs.Data | None,
         callbacks: Any = None,
         class_weight: Any = None,
+        resume: Any = None,
         **settings: Any,
     ) -> Any:
         """Keras's `fit` on data that have been checked; the settings are its arguments."""
         if class_weight is not None:
             raise ValueError("class_weight: the model has no classes; use sample_weight")
         self._eval_data_handler = None  # What a `fit` that failed left behind.
-        with self._fed(data, held_out, callbacks, settings) as (data, held_out, callbacks):
+        if resume is not None:
+            resume = resuming.as_resume(resume)
+            if data.first is None and settings.get("validation_split"):
+                data, held_out = data.split(settings.pop("validation_split"))
+            callbacks = resume.begin(self, callbacks, data, settings)
+        with (
+            self._guard.watching(callbacks) as callbacks,
+            self._fed(data, held_out, callbacks, settings) as (fed, held_out, callbacks),
+        ):
+            if resume is not None:
+                fed, settings = resume.feed(data, settings, not self._runs_programs())
             history = super().fit(
-                data.x,
-                data.y,
-                sample_weight=data.weight,
+                fed.x,
+                fed.y,
+                sample_weight=fed.weight,
                 validation_data=held_out and (held_out.x if held_out.first else held_out[:3]),
                 callbacks=callbacks,
                 **settings,
             )
+        if resume is not None:
+            history = resume.finish()
         self.check_trained()
         return history
 
