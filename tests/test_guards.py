@@ -2,7 +2,6 @@
 
 import functools
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -147,7 +146,7 @@ def test_weights_that_were_nan_before():
     vae = model()
     vae.build((None, 3))
     vae.encoder.layers[0].bias.assign([np.nan] * 4)
-    with pytest.raises(FloatingPointError, match="before the step the weights dense.*/bias:0 were"):
+    with pytest.raises(FloatingPointError, match=r"the step the weights dense\S*/bias:0 were"):
         vae.fit(X, **fit)
 
 
@@ -263,11 +262,14 @@ def test_ctrl_c_leaves_a_model_that_works(tmp_path):
         import test_guards
         vae = test_guards.model()
         x = np.repeat(test_guards.X, 50, axis=0)
-        steps = []
-        begins = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: steps.append(epoch)
-            or (epoch == 3 and threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()))
+
+        class Interrupts(keras.callbacks.Callback):
+            def on_epoch_begin(self, epoch, logs=None):
+                if epoch == 3:
+                    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+
         try:
-            vae.fit(x, batch_size=5, epochs=10**6, callbacks=[begins], verbose=0)
+            vae.fit(x, batch_size=5, epochs=10**6, callbacks=[Interrupts()], verbose=0)
         except KeyboardInterrupt:
             print("interrupted")
         assert len(vae.history.history["loss"]) >= 3
@@ -290,4 +292,3 @@ def test_ctrl_c_leaves_a_model_that_works(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == ["interrupted", "works"]
-    assert signal.SIGINT

@@ -48,6 +48,7 @@ _MODULES = (
     "plotting",
     "regression",
     "reproduce",
+    "resuming",
     "semi_supervised",
     "simulators",
     "training",

@@ -47,8 +47,9 @@ class Guard(keras.callbacks.Callback):
         else:
             callbacks = [*tf.nest.flatten(callbacks or []), self]
         ends = keras.callbacks.TerminateOnNaN
-        outer, self.active = self.active, not any(
-            isinstance(callback, ends) for callback in tf.nest.flatten(given or [])
+        outer, self.active = (
+            self.active,
+            not any(isinstance(callback, ends) for callback in tf.nest.flatten(given or [])),
         )
         try:
             yield callbacks

@@ -83,6 +83,7 @@ class Data(NamedTuple):
         return math.floor(size * (1.0 - (settings.get("validation_split") or 0.0)))
 
     def batch_size(self, settings: Mapping[str, Any]) -> int:
+        """Rows of arrays in a batch."""
         size, steps = settings.get("batch_size"), settings.get("steps_per_epoch")
         if size is None and steps is not None:
             return math.ceil(self._rows(settings) / steps)

@@ -227,9 +227,7 @@ class ProbabilisticModel(keras.Model):
             )
         return self.test_function
 
-    def _program(
-        self, step: Any, counter: Any, jit_compile: bool | None, guard: Any = None
-    ) -> Any:
+    def _program(self, step: Any, counter: Any, jit_compile: bool | None, guard: Any = None) -> Any:
         results, num = self.get_metrics_result, self._steps_per_execution
         return execution.Program(step, results, counter, num, jit_compile, guard)
 
