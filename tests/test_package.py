@@ -62,6 +62,15 @@ ALLOWED = {
     },
     "posteriors": {"blocks", "checks", "distributions", "flows", "layers"},
     "likelihoods": {"blocks", "checks", "distributions", "layers", "serialization"},
+    "serving": {
+        "blocks",
+        "distributions",
+        "execution",
+        "flows",
+        "layers",
+        "likelihoods",
+        "noise",
+    },
     "regression": {
         "arviz_export",
         "blocks",
@@ -74,6 +83,7 @@ ALLOWED = {
         "posteriors",
         "priors",
         "regularizers",
+        "serving",
         "training",
     },
     "mixed_effects": {
@@ -99,8 +109,9 @@ ALLOWED = {
         "noise",
         "objectives",
         "priors",
+        "serving",
     },
-    "conditional": {"blocks", "checks", "execution", "models", "noise", "priors"},
+    "conditional": {"blocks", "checks", "execution", "models", "noise", "priors", "serving"},
     "local_inference": {"blocks", "checks", "execution", "inputs", "models", "noise", "priors"},
     "diagnostics": {
         "checks",
@@ -169,6 +180,7 @@ ALLOWED = {
         "priors",
         "regularizers",
         "schedules",
+        "serving",
         "training",
     },
 }

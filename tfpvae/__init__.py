@@ -50,6 +50,7 @@ _MODULES = (
     "reproduce",
     "resuming",
     "semi_supervised",
+    "serving",
     "simulators",
     "training",
 )
@@ -111,6 +112,7 @@ __all__ = [
     "resuming",
     "schedules",
     "semi_supervised",
+    "serving",
     "simulators",
     "training",
     "weights",

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfpvae import blocks, checks, execution, models, noise, priors
+from tfpvae import blocks, checks, execution, models, noise, priors, serving
 
 _PAIR = "(x, y): the data and, row by row, what they are conditioned on"
 
@@ -254,6 +254,14 @@ class ConditionalVAE(models.VAE):
     def _prepared(self, data: Any) -> Any:
         x, y = self._split(data)
         return [self.prepare(x), self._condition(y)]
+
+    def _served(self, dtype: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        data, _ = super()._served(dtype)
+        if self.num_classes is None:
+            y = {"y": serving.rows(self._condition_shape, keras.backend.floatx())}
+        else:
+            y = {"y": serving.rows((), "int32")}
+        return data | y, y
 
     def _build_networks(self, data: Any) -> None:
         if not isinstance(data, list):

@@ -736,6 +736,17 @@ class MixedRegression(regression.BayesianRegression):
         """The evidence lower bound of the whole data set, in nats: the mean of `log_weights`."""
         return float(self.log_weights(x, y, groups, num_samples=num_samples, **options).mean())
 
+    def export(self, filepath: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """Refused: TensorFlow does not know the groups by their labels.
+
+        Raises:
+          TypeError: always.
+        """
+        raise TypeError(
+            "export: got a MixedRegression, wanted a VAE or a BayesianRegression: the labels of "
+            "groups are Python's; save(path) writes the model for Python"
+        )
+
     def _draws(self, num_samples: int, seed: Any, x: Any = None) -> Any:
         """Draws `[S, D + G R]`, and after them effects of the other groups in x."""
         draws = super()._draws(num_samples, seed)

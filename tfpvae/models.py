@@ -26,6 +26,7 @@ from tfpvae import (
     priors,
     regularizers,
     schedules,
+    serving,
     training,
 )
 
@@ -103,6 +104,9 @@ class VAE(training.ProbabilisticModel):
 
     #: whether q(z|x) is all of the posterior, with no classes beside z
     has_one_posterior = True
+
+    # The type of the first data that the model was given, None before.
+    _data_dtype: str | None = None
 
     # Names of the KLs of the layers of z.
     _kl_terms: tuple[str, ...] = ()
@@ -409,6 +413,56 @@ class VAE(training.ProbabilisticModel):
         complete[..., gaps] = found[..., gaps[incomplete]]
         return complete
 
+    def export(  # type: ignore[override]  # Keras's has the first argument only.
+        self, filepath: Any, num_samples: int = 1, overwrite: bool = False, dtype: Any = None
+    ) -> None:
+        """Write the model for programs that have TensorFlow alone: a SavedModel, or TFLite.
+
+        The SavedModel has the signatures `encode`, `decode`, `sample`, `reconstruct` and `elbo`,
+        which take a batch of any size, and a seed where they draw; see docs/serving.md. They give
+        the numbers of the methods with the same seed. A name that ends in `.tflite` makes a file
+        with the decoder alone, from z to the mean of x.
+
+        Args:
+          filepath: a folder for the SavedModel, which is made, or the name of a `.tflite` file.
+          num_samples: the number of draws for each example in the signature `elbo`.
+          overwrite: whether to replace what an earlier export wrote there.
+          dtype: of x in the signatures, as "uint8"; None for that of the first data that the model
+            was given, of floating-point numbers Keras's `floatx()`.
+
+        Raises:
+          ValueError: for a model that has not been built; if TFLite lacks what the decoder needs.
+          TypeError: for a dtype that is none of numbers.
+          FileExistsError: if there is something at the path.
+
+        Example:
+          >>> import tempfile
+          >>> from tfpvae import likelihoods, posteriors, priors
+          >>> encoder = keras.Sequential([keras.layers.Dense(4), posteriors.DiagonalNormal(2)])
+          >>> decoder = keras.Sequential([keras.layers.Dense(3), likelihoods.Bernoulli(3)])
+          >>> vae = VAE(priors.StandardNormal(2), encoder, decoder, seed=0)
+          >>> vae.build((None, 3))
+          >>> with tempfile.TemporaryDirectory() as folder:
+          ...     vae.export(f"{folder}/vae")
+          ...     served = tf.saved_model.load(f"{folder}/vae").signatures
+          >>> sorted(served)
+          ['decode', 'elbo', 'encode', 'reconstruct', 'sample']
+          >>> served["sample"](num=tf.constant(5), seed=tf.constant([0, 1]))["samples"].shape
+          TensorShape([5, 3])
+        """
+        if not self.built:
+            raise ValueError(
+                "export: got a model that has not seen data yet, wanted one that is built: call "
+                "fit(x), or build((None, ...)) with the shape of x"
+            )
+        num_samples = checks.positive_integer("num_samples", num_samples)
+        dtype = serving.numeric("dtype", dtype or self._data_dtype or keras.backend.floatx())
+        if str(filepath).endswith(".tflite"):
+            decoder = serving.decoder_of(self, self._served(dtype)[1])
+            serving.save_tflite(filepath, decoder, overwrite)
+        else:
+            serving.save(filepath, self._signatures(num_samples, dtype), overwrite)
+
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> np.ndarray:
         """The mean of `predict_distribution(x)`, in batches, as `keras.Model.predict`."""
         if not isinstance(x, (tf.data.Dataset, keras.utils.Sequence)):
@@ -630,6 +684,16 @@ class VAE(training.ProbabilisticModel):
             discrete.check_same_kind(q, prior)
             self._decode(z, False, condition)
 
+    def get_build_config(self) -> dict[str, Any] | None:
+        """What `build` was called with, and the type of the data."""
+        config = super().get_build_config()
+        return config and config | {"data_dtype": self._data_dtype}
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Build as the saved model was."""
+        self._data_dtype = config.get("data_dtype")
+        super().build_from_config(config)
+
     def get_config(self) -> dict[str, Any]:
         """The configuration: JSON."""
         return {"name": self.name} | {
@@ -648,6 +712,15 @@ class VAE(training.ProbabilisticModel):
                 for name, value in config.items()
             }
         )
+
+    # What `export` writes.
+
+    def _signatures(self, num_samples: int, dtype: Any) -> dict[str, serving.Signature]:
+        return serving.of_vae(self, *self._served(dtype), num_samples)
+
+    def _served(self, dtype: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The specs by name of the data, and of what the decoder is given beside z."""
+        return {"x": serving.rows(self._build_input_shape[1:], dtype)}, {}
 
     # Data are x, or of a conditional model a list [x, condition]; both are tensors of rows.
 
@@ -810,6 +883,12 @@ class VAE(training.ProbabilisticModel):
             if source is None:  # Not one of our blocks: nobody knows its parameters.
                 return function(x).tensor_distribution
         return source[0]._distribution(self._in_batches(params, x, seed=0))
+
+    def _check_arrays(self, names: tuple[str, ...], x: np.ndarray, y: np.ndarray | None) -> None:
+        super()._check_arrays(names, x, y)
+        if self._data_dtype is None:
+            whole = x.dtype.kind in "biu"
+            self._data_dtype = x.dtype.name if whole else keras.backend.floatx()
 
     def _data(self, x: Any) -> Any:
         """The data as a tensor that the model can score, or a list of them."""

@@ -23,6 +23,7 @@ from tfpvae import (
     posteriors,
     priors,
     regularizers,
+    serving,
     training,
 )
 
@@ -769,6 +770,42 @@ class BayesianRegression(training.ProbabilisticModel):
         w = self._draws(num_samples, seed, x)
         pieces = self._likelihoods(x, w)
         return np.concatenate([_expected(_mixture(p)).numpy() for _, p in pieces])
+
+    def export(  # type: ignore[override]  # Keras's has the first argument only.
+        self, filepath: Any, num_samples: int = 500, overwrite: bool = False
+    ) -> None:
+        """Write the model as a SavedModel, for programs that have TensorFlow alone.
+
+        Its signature `predict` takes x `[N, P]` and a seed, and gives the `mean` of `predict`, the
+        likelihood's parameters `[N, S, ...]` at the S draws of the coefficients, which are those of
+        `conditional_distribution`, and of classes their probabilities, `probs`.
+
+        Args:
+          filepath: a folder, which is made.
+          num_samples: the number S of draws of the coefficients.
+          overwrite: whether to replace a SavedModel that is there.
+
+        Raises:
+          ValueError: for a model that has not seen data yet.
+          FileExistsError: if there is something at the path.
+        """
+        self._require_built()
+        num_samples = checks.positive_integer("num_samples", num_samples)
+
+        def predict(x: Any, seed: Any) -> dict[str, Any]:
+            with noise.fixed(seed):
+                x = self.prepare(x)
+                w = self._draws(num_samples, seed)
+                predictors = self._predictors(x, w)
+                p = _mixture(self.likelihood.new(predictors))
+                found = self.likelihood.constrained(predictors) | {"mean": _expected(p)}
+                if isinstance(p, (tfd.Bernoulli, tfd.Categorical, tfd.OneHotCategorical)):
+                    found |= {"probs": p.probs_parameter()}
+                return found
+
+        x = serving.rows((self._num_features,), keras.backend.floatx())
+        signature = serving.Signature(predict, {"x": x, "seed": serving.SEED})
+        serving.save(filepath, {"predict": signature}, overwrite)
 
     def _likelihoods(self, x: np.ndarray, w: Any) -> Iterator[tuple[slice, Any]]:
         """The likelihood of some rows at a time at draws w, batch shape `[B, S]`."""

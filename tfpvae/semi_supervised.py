@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras as keras
 
-from tfpvae import blocks, checks, conditional, inputs, noise, objectives, priors
+from tfpvae import blocks, checks, conditional, inputs, noise, objectives, priors, serving
 
 tfd = tfp.distributions
 
@@ -239,7 +239,7 @@ class SemiSupervisedVAE(conditional.ConditionalVAE):
         """
         x = self._data(x)
         if num_samples is None:
-            draws = _FROZEN_DRAWS if isinstance(self.preprocessing, FrozenEncoder) else 1
+            draws = self._classifier_draws
             total = self._in_batches(self._class_probs, x, 0, draws, verbose)
             return total.numpy() / draws
         num_samples = checks.positive_integer("num_samples", num_samples)
@@ -376,6 +376,11 @@ class SemiSupervisedVAE(conditional.ConditionalVAE):
         repeated = tf.tile(x, [num] + [1] * (x.shape.rank - 1))
         return _Pairs([repeated, tf.repeat(classes, tf.shape(x)[0], axis=0)])
 
+    @property
+    def _classifier_draws(self) -> int:
+        """How many passes through the preprocessing `predict_proba` is the mean over."""
+        return _FROZEN_DRAWS if isinstance(self.preprocessing, FrozenEncoder) else 1
+
     # Data of methods: x, or a pair.
 
     def _build_networks(self, data: Any) -> None:
@@ -450,6 +455,19 @@ class SemiSupervisedVAE(conditional.ConditionalVAE):
         if y is None:
             y = tf.argmax(self._log_class_probs(x, False), output_type=tf.int32)
         return _Pairs([x, self._condition(y)])
+
+    def _signatures(self, num_samples: int, dtype: Any) -> dict[str, serving.Signature]:
+        def classify(x: Any) -> dict[str, Any]:
+            return {"probs": self._class_probs(x, draws, tf.random.fold_in(seed, 0)) / draws}
+
+        draws, seed = self._classifier_draws, noise.as_seed(0)  # Those of `predict_proba`.
+        data, _ = self._served(dtype)
+        served = super()._signatures(num_samples, dtype)
+        return served | {"classify": serving.Signature(classify, data)}
+
+    def _served(self, dtype: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        data, given = super()._served(dtype)
+        return {"x": data["x"]}, given
 
     # What runs in batches, see `execution.Batched`.
 

@@ -168,6 +168,17 @@ class ProbabilisticModel(keras.Model):
             whole.replace(path)
         return None
 
+    def export(self, filepath: Any, **kwargs: Any) -> None:
+        """Write the model for programs that have TensorFlow alone, if it knows how.
+
+        Raises:
+          TypeError: if it does not.
+        """
+        raise TypeError(
+            f"export: got a {type(self).__name__}, wanted a VAE, a model that is made like one, or "
+            "a BayesianRegression; save(path) writes any model for Python"
+        )
+
     @property
     def metrics(self) -> list[Any]:
         """The loss, its terms, and the metrics given to `compile`."""
