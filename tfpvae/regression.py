@@ -776,9 +776,9 @@ class BayesianRegression(training.ProbabilisticModel):
     ) -> None:
         """Write the model as a SavedModel, for programs that have TensorFlow alone.
 
-        Its signature `predict` takes x `[N, P]` and a seed, and gives the `mean` of `predict`, the
-        likelihood's parameters `[N, S, ...]` at the S draws of the coefficients, which are those of
-        `conditional_distribution`, and of classes their probabilities, `probs`.
+        Its signature `predict` takes x `[N, P]` and a seed, and gives the `mean` of `predict`; of
+        classes their probabilities, `probs`; and the parameters of `conditional_distribution` at
+        the S draws of the coefficients, `[N, S, ...]`, as `conditional_loc`.
 
         Args:
           filepath: a folder, which is made.
@@ -798,10 +798,11 @@ class BayesianRegression(training.ProbabilisticModel):
                 w = self._draws(num_samples, seed)
                 predictors = self._predictors(x, w)
                 p = _mixture(self.likelihood.new(predictors))
-                found = self.likelihood.constrained(predictors) | {"mean": _expected(p)}
+                parameters = self.likelihood.constrained(predictors).items()
+                found = {f"conditional_{name}": value for name, value in parameters}
                 if isinstance(p, (tfd.Bernoulli, tfd.Categorical, tfd.OneHotCategorical)):
                     found |= {"probs": p.probs_parameter()}
-                return found
+                return found | {"mean": _expected(p)}
 
         x = serving.rows((self._num_features,), keras.backend.floatx())
         signature = serving.Signature(predict, {"x": x, "seed": serving.SEED})

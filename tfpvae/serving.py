@@ -79,12 +79,12 @@ def of_vae(
             # In the order of `reconstruct`: its z is this z.
             q, _ = model._encode(model._prepared(_together(data)), False)
             samples = model._codes(q.sample(seed=noise.next_seed()))
-            return _parameters(q) | {"mean": model._codes(model._mean(q)), "samples": samples}
+            return {"mean": model._codes(model._mean(q)), "samples": samples} | _parameters(q)
 
     def decode(z: Any, y: Any = None) -> dict[str, Any]:
         p = _decoded(model, z, y)
         with noise.fixed(0):
-            return _parameters(p) | {"mean": tf.convert_to_tensor(p)}
+            return {"mean": tf.convert_to_tensor(p)} | _parameters(p)
 
     def sample(seed: Any, num: Any = None, y: Any = None) -> dict[str, Any]:
         seed = _of_first_batch(seed)
