@@ -51,6 +51,7 @@ def test_every_example_has_a_test():
         "mlp_vae",
         "random_effects",
         "semi_supervised",
+        "serve",
         "simulator",
         "stock_tfp_faults",
         "wine",
@@ -104,6 +105,22 @@ def test_flows_example(run, tmp_path, capsys):
         assert min(others) < 0.2 * diagonal
     shown = re.findall(table, (ROOT / "docs" / "flows.md").read_text(), re.MULTILINE)
     assert {row[0] for row in shown} == {"banana", "two moons"}
+
+
+@pytest.mark.long
+def test_serve_example(run, tmp_path, capfd):
+    """The process that has TensorFlow alone says what the model says."""
+    run("serve", "--epochs", 2, "--output", tmp_path)
+    files = {path.name for path in tmp_path.iterdir()}
+    assert {"vae", "decoder.tflite", "served.png"} < files
+    printed = capfd.readouterr().out
+    page = (ROOT / "docs" / "serving.md").read_text()
+    signatures, difference = r"signatures( \w+)+\n", r"(\d+) images, largest difference (\S+)"
+    assert re.search(signatures, printed)[0] in page
+    rows = [re.search(difference, text).groups() for text in (printed, page)]
+    for images, largest in rows:
+        assert int(images) == 360
+        assert float(largest) < 1e-5
 
 
 @pytest.mark.long

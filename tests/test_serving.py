@@ -519,8 +519,8 @@ def test_what_is_there_is_left_alone(tmp_path, monkeypatch):
     for name in ("mine", "file"):
         with pytest.raises(FileExistsError, match="nothing that export writes there"):
             model.export(tmp_path / name, overwrite=True)
+    (tmp_path / "z.tflite").write_text("another")
     with pytest.raises(FileExistsError, match="wanted a new name, or overwrite=True"):
-        (tmp_path / "z.tflite").write_text("another")
         model.export(tmp_path / "z.tflite")
     assert (tmp_path / "mine" / "diary.txt").read_text() == "dear diary"
 
