@@ -736,7 +736,7 @@ class MixedRegression(regression.BayesianRegression):
         """The evidence lower bound of the whole data set, in nats: the mean of `log_weights`."""
         return float(self.log_weights(x, y, groups, num_samples=num_samples, **options).mean())
 
-    def export(self, filepath: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+    def export(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         """Refused: TensorFlow does not know the groups by their labels.
 
         Raises:
