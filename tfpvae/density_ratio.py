@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfpvae import blocks, checks, execution, noise, training
+from tfpvae import blocks, checks, execution, noise, replicas, training
 
 
 class ScoringRule(NamedTuple):
@@ -147,11 +147,10 @@ class DensityRatio(training.ProbabilisticModel):
           numerator: draws of the numerator, as `call` takes them. No gradient goes through them.
           denominator: those of the denominator.
         """
-        with tf.GradientTape() as tape:
+        with replicas.Tape() as tape:
             loss = self.loss(self(numerator, training=True), self(denominator, training=True))
             total = tf.add_n([loss, *(tf.cast(value, loss.dtype) for value in self.losses)])
-            scaled = total / self.distribute_strategy.num_replicas_in_sync
-        self.optimizer.minimize(scaled, self.trainable_variables, tape=tape)
+        self.optimizer.minimize(total, self.trainable_variables, tape=tape)
         return loss
 
     def compile(self, optimizer: Any = "adam", **kwargs: Any) -> None:

@@ -25,6 +25,7 @@ from tfpvae import (
     objectives,
     priors,
     regularizers,
+    replicas,
     schedules,
     serving,
     training,
@@ -176,6 +177,9 @@ class VAE(training.ProbabilisticModel):
         self._set_aside(objective.discriminator)
         self.schedule = objective.schedule  # For Keras to save its state.
         self.temperature = objective.temperature  # The same, if it is a schedule.
+        if objective.discriminator is not None:
+            variables = objective.discriminator.noise.variables
+            replicas.check_scope(self.distribute_strategy, "discriminator", variables)
         divergences = (regularizer.name for regularizer in self._aggregate_parts)
         terms = type(self).terms if self._has_densities else ("nll",)
         self._log_terms((*terms, *self._kl_terms, *divergences, *objective.terms))

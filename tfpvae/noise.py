@@ -94,11 +94,12 @@ class Noise(keras.layers.Layer):
 
     def __init__(self, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.seed = self._integers("seed", (2,))
+        value = as_seed(random.randrange(2**63) if seed is None else seed)
+        # As an initial value, which the first of several workers sends to the others.
+        self.seed = self._integers("seed", (2,), lambda *_, **__: value)
         self.count = self._integers("count", ())
         self.evaluation_count = self._integers("evaluation_count", ())
         self.built = True
-        self.seed.assign(as_seed(random.randrange(2**63) if seed is None else seed))
 
     def next(self, evaluation: bool = False) -> Any:
         """A seed that no earlier call has returned; int32 tensor of shape [2]."""
@@ -114,12 +115,12 @@ class Noise(keras.layers.Layer):
         """Let evaluation start with the same noise again."""
         self.evaluation_count.assign(0)
 
-    def _integers(self, name: str, shape: tuple[int, ...]) -> Any:
+    def _integers(self, name: str, shape: tuple[int, ...], initializer: Any = "zeros") -> Any:
         return self.add_weight(
             name=name,
             shape=shape,
             dtype="int32",
-            initializer="zeros",
+            initializer=initializer,
             trainable=False,
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )

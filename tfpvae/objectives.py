@@ -15,7 +15,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras as keras
 
-from tfpvae import blocks, checks, discrete, noise, regularizers, schedules
+from tfpvae import blocks, checks, discrete, noise, regularizers, replicas, schedules
 
 tfd = tfp.distributions
 
@@ -557,9 +557,9 @@ class ELBO(Objective):
         """Let a schedule go on."""
         if self.schedule is not None:
             layers = tf.stack([*(kl_by_layer or {}).values()] or [kl]) if self._num_weights else kl
-            self.schedule.advance(tf.stop_gradient(tf.reduce_mean(layers, axis=-1)))
+            self.schedule.advance(replicas.mean(layers, axis=-1))
         if isinstance(self.temperature, schedules.Schedule):
-            self.temperature.advance(tf.stop_gradient(tf.reduce_mean(kl)))
+            self.temperature.advance(replicas.mean(kl))
 
     def check_layers(self, num_layers: int) -> None:
         """Raise ValueError if there is a weight for each of another number of layers."""
@@ -712,7 +712,7 @@ class ELBO(Objective):
             assert draws.kl_by_dimension is not None
             kl = draws.kl_by_dimension()
         if self.free_bits:
-            paid = tf.reduce_mean(kl, axis=0) > self.free_bits
+            paid = replicas.mean(kl) > self.free_bits
             kl = tf.where(paid, kl, tf.cast(self.free_bits, kl.dtype))
         return tf.reduce_sum(weight * kl, axis=1)
 

@@ -85,7 +85,7 @@ class Linear(Schedule):
 
     def remaining(self) -> int:
         """How many steps it takes until the weight stays at 1."""
-        return max(0, self.num_steps - int(self.step))
+        return max(0, self.num_steps - int(self.step.numpy()))
 
     def get_config(self) -> dict[str, Any]:
         """The configuration: JSON."""
@@ -138,7 +138,7 @@ class Cyclical(Schedule):
 
     def remaining(self) -> int:
         """How many steps it takes until the weight stays at 1."""
-        return max(0, self.num_cycles * self.num_steps - int(self.step))
+        return max(0, self.num_cycles * self.num_steps - int(self.step.numpy()))
 
     def get_config(self) -> dict[str, Any]:
         """The configuration: JSON."""
@@ -193,7 +193,7 @@ class Exponential(Schedule):
 
     def remaining(self) -> int | None:
         """How many steps it takes until a weight stays at 1, None if it never does."""
-        return max(0, self.num_steps - int(self.step)) if self.stop == 1.0 else None
+        return max(0, self.num_steps - int(self.step.numpy())) if self.stop == 1.0 else None
 
     def get_config(self) -> dict[str, Any]:
         """The configuration: JSON."""

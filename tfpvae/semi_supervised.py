@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras as keras
 
-from tfpvae import blocks, checks, conditional, inputs, noise, objectives, priors, serving
+from tfpvae import blocks, checks, conditional, inputs, noise, objectives, priors, replicas, serving
 
 tfd = tfp.distributions
 
@@ -340,8 +340,8 @@ class SemiSupervisedVAE(conditional.ConditionalVAE):
         counted = terms.pop("labelled")
         if weight is not None:
             counted *= tf.cast(tf.reshape(weight, tf.shape(counted)), counted.dtype)
-        total = tf.reduce_sum(tf.math.multiply_no_nan(terms["classification"], counted))
-        mean = tf.math.divide_no_nan(total, tf.reduce_sum(counted))
+        own = tf.reduce_mean(tf.math.multiply_no_nan(terms["classification"], counted))
+        mean = tf.math.divide_no_nan(own, replicas.mean(counted))
         terms["classification"] = self.classification_weight * mean
         return super().total_loss(losses, terms, weight) + terms["classification"]
 

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfpvae import checks, execution, guards, inputs, noise, resuming
+from tfpvae import checks, execution, guards, inputs, noise, replicas, resuming
 
 
 class _Pace(keras.callbacks.Callback):
@@ -82,7 +82,8 @@ class ProbabilisticModel(keras.Model):
 
     def _log_terms(self, terms: tuple[str, ...]) -> None:
         """Name the terms of the loss, of which the logs hold the means."""
-        means = [keras.metrics.Mean(name=name) for name in ("loss", *terms)]
+        with self.distribute_strategy.scope():
+            means = [keras.metrics.Mean(name=name) for name in ("loss", *terms)]
         # Past Keras's tracking, which would count the running means among the model's weights.
         object.__setattr__(self, "terms", terms)
         object.__setattr__(self, "_means", means)
@@ -154,6 +155,8 @@ class ProbabilisticModel(keras.Model):
     def save(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> None:
         """Write the model to a `.keras` file, all of it or nothing.
 
+        All workers of a strategy have to call it; the first one writes the file.
+
         Raises:
           ValueError: for another format.
         """
@@ -165,7 +168,8 @@ class ProbabilisticModel(keras.Model):
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
             whole = pathlib.Path(folder, path.name)
             super().save(whole, **kwargs)
-            whole.replace(path)
+            if replicas.is_chief(self.distribute_strategy):
+                whole.replace(path)
         return None
 
     def export(self, filepath: Any, **kwargs: Any) -> None:
@@ -187,26 +191,24 @@ class ProbabilisticModel(keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step of the optimizer on one batch."""
-        x, y, weight = inputs.unpack(data)
-        with noise.fixed(self.noise.next()):
-            self.before_step(x, y)
-            with tf.GradientTape() as tape:
-                x, y = self.prepare_batch(x, y)
-                losses, terms, prediction = self.example_losses(x, y, training=True)
-                loss = self.total_loss(losses, terms, weight)
-                # Keras adds up the gradients of the replicas.
-                scaled = loss / self.distribute_strategy.num_replicas_in_sync
-        self.optimizer.minimize(scaled, self.trainable_variables, tape=tape)
-        return self._log(loss, terms, y, prediction, weight)
+        with replicas.batch(*inputs.unpack(data)) as (x, y, weight):
+            with noise.fixed(self.noise.next()):
+                self.before_step(x, y)
+                with replicas.Tape() as tape:
+                    x, y = self.prepare_batch(x, y)
+                    losses, terms, prediction = self.example_losses(x, y, training=True)
+                    loss = self.total_loss(losses, terms, weight)
+            self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
+            return self._log(loss, terms, y, prediction, weight)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """The losses of one batch."""
-        x, y, weight = inputs.unpack(data)
-        with noise.fixed(self.noise.next(evaluation=True)):
-            x, y = self.prepare_batch(x, y)
-            losses, terms, prediction = self.example_losses(x, y, training=False)
-        loss = self.total_loss(losses, terms, weight)
-        return self._log(loss, terms, y, prediction, weight)
+        with replicas.batch(*inputs.unpack(data)) as (x, y, weight):
+            with noise.fixed(self.noise.next(evaluation=True)):
+                x, y = self.prepare_batch(x, y)
+                losses, terms, prediction = self.example_losses(x, y, training=False)
+            loss = self.total_loss(losses, terms, weight)
+            return self._log(loss, terms, y, prediction, weight)
 
     def make_train_function(self, force: bool = False) -> Any:
         """What `fit` calls for the next batches: many of them run in one program."""
@@ -445,7 +447,7 @@ class ProbabilisticModel(keras.Model):
         """The `steps_per_execution` of the user."""
         if not self._is_compiled:
             return 1
-        return int(self._steps_per_execution) if self._user_pace is None else self._user_pace
+        return int(self._steps_per_execution.numpy()) if self._user_pace is None else self._user_pace
 
     @contextlib.contextmanager
     def _paced(self, num: int) -> Iterator[None]:
@@ -453,7 +455,7 @@ class ProbabilisticModel(keras.Model):
         if not self._is_compiled:  # There is no loop then.
             yield
             return
-        outer = self._user_pace, int(self._steps_per_execution)
+        outer = self._user_pace, int(self._steps_per_execution.numpy())
         self._user_pace = self._pace
         self._steps_per_execution.assign(num)
         try:
@@ -486,17 +488,19 @@ class ProbabilisticModel(keras.Model):
         if not self.built:
             with self.distribute_strategy.scope():
                 build(self, names[0], x.shape)
+        replicas.check_scope(self.distribute_strategy, "model", self.variables)
         self.check_data(x, y, (names[0], names[0] if y is None else names[1]))
 
     def _log(self, loss: Any, terms: Any, y: Any, prediction: Any, weight: Any) -> dict[str, Any]:
-        size = tf.shape(next(iter(terms.values())))[0]
+        size = replicas.rows(next(iter(terms.values())))
         values = [loss, *(_mean(terms[name], weight) for name in self.terms)]
         for mean, value in zip(self._means, values, strict=True):
-            mean.update_state(value, sample_weight=size)
+            mean.update_state(replicas.known(value), sample_weight=size)
         if self._has_metrics:
             value = tf.convert_to_tensor(prediction)
             value = tf.reduce_mean(value, axis=range(value.shape.rank - y.shape.rank))
-            self.compiled_metrics.update_state(y, value, weight)
+            rows = [v if v is None else v[:size] for v in (y, value, weight)]
+            self.compiled_metrics.update_state(*rows)
         return self.get_metrics_result()
 
 

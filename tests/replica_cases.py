@@ -1,0 +1,248 @@
+"""Trainings that are run by one worker and by several; test_distribute.py compares what they do.
+
+    python tests/replica_cases.py KIND OUTPUT CASE...
+
+KIND is `one`, `mirrored` (two virtual devices) or `workers`, a process of a cluster that TF_CONFIG
+describes. OUTPUT is a file `.npz` of arrays by case and name. Draws are fixed by construction,
+unless they are what a case is about: posteriors pass on their means and KLs have a closed form.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from tfpvae import (
+    VAE,
+    DensityRatio,
+    SemiSupervisedVAE,
+    likelihoods,
+    objectives,
+    posteriors,
+    priors,
+    schedules,
+)
+
+D = 6
+RNG = np.random.default_rng(0)
+X = RNG.integers(0, 2, (124, D)).astype("float32")
+WEIGHT = RNG.uniform(0.0, 2.0, 124).astype("float32")
+KERNEL = RNG.normal(size=(D, D))
+
+
+def dense(size, **kwargs):
+    """A layer that starts from the same weights everywhere."""
+
+    def start(shape, dtype=None):
+        rows, columns = (np.arange(n)[:, None] for n in shape)
+        return tf.constant(np.sin(1.0 + 3.0 * rows + 7.0 * columns.T) / 2, dtype)
+
+    return keras.layers.Dense(size, kernel_initializer=start, **kwargs)
+
+
+def networks(posterior="mean", regularizer=None):
+    mean = {"convert_to_tensor_fn": posterior}
+    encoder = [dense(8, activation="tanh", kernel_regularizer=regularizer), dense(4)]
+    return (
+        priors.StandardNormal(2),
+        keras.Sequential([*encoder, posteriors.DiagonalNormal(2, **mean)]),
+        keras.Sequential([dense(8, activation="tanh"), dense(D), likelihoods.Bernoulli(D)]),
+    )
+
+
+def found(model, history, **other):
+    """What is compared: weights, the optimizer's too, and the history."""
+    variables = [*model.trainable_variables, *model.optimizer.variables]
+    if callable(model.optimizer.variables):
+        variables = [*model.trainable_variables, *model.optimizer.variables()]
+    arrays = {f"weight {i}": np.array(v) for i, v in enumerate(variables)}
+    return arrays | {name: np.array(values) for name, values in history.items()} | other
+
+
+def sgd(strategy):
+    """Parts of 16 and 15 rows in each of 20 steps."""
+    with strategy.scope():
+        vae = VAE(*networks())
+        vae.compile(keras.optimizers.SGD(0.5))
+    history = vae.fit(X, batch_size=31, epochs=5, shuffle=False, verbose=0).history
+    return found(vae, history)
+
+
+def everything(strategy):
+    """In double precision; a last batch of one row, so that a replica has none; weights."""
+    keras.backend.set_floatx("float64")
+    x, held_out = X[:33].astype("float64"), X[40:45].astype("float64")
+    with strategy.scope():
+        vae = VAE(*networks(regularizer=keras.regularizers.L2(0.01)))
+        weight = schedules.TargetRate(0.5, learning_rate=0.1)
+        objective = objectives.ELBO(kl_weight=weight, free_bits=0.05)
+        vae.compile(keras.optimizers.Adam(0.02), objective=objective, metrics=["mse"])
+    history = vae.fit(
+        x,
+        sample_weight=WEIGHT[:33],
+        batch_size=8,
+        epochs=4,
+        shuffle=False,
+        verbose=0,
+        validation_data=(held_out, held_out, WEIGHT[40:45]),
+        validation_batch_size=4,
+    ).history
+    loss = vae.evaluate(x, batch_size=8, verbose=0)
+    predicted = vae.predict(x, batch_size=8, verbose=0)
+    keras.backend.set_floatx("float32")
+    return found(vae, history, evaluated=np.array(loss), predicted=predicted)
+
+
+def stream(strategy):
+    """A dataset that knows nothing of its length, with weights, in mixed precision."""
+    data = tf.data.Dataset.from_tensor_slices((X, X, WEIGHT)).filter(lambda *_: True).batch(31)
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    with strategy.scope():
+        vae = VAE(*networks())
+        vae.compile(keras.optimizers.SGD(0.5))
+    history = vae.fit(data.with_options(options), epochs=5, verbose=0).history
+    return found(vae, history)
+
+
+def labels(strategy):
+    """Classes, of which the rows of some replicas have none."""
+    y = np.full(62, -1)
+    y[[0, 1, 17, 33, 34, 35, 61]] = [0, 1, 2, 1, 0, 2, 1]
+    prior, _, _ = networks()
+    encoder = [dense(8, activation="tanh"), dense(4)]
+    with strategy.scope():
+        vae = SemiSupervisedVAE(
+            prior,
+            keras.Sequential([dense(3), posteriors.OneHotCategorical(3)]),
+            keras.Sequential(
+                [
+                    keras.layers.Concatenate(),
+                    *encoder,
+                    posteriors.DiagonalNormal(2, convert_to_tensor_fn="mean"),
+                ]
+            ),
+            keras.Sequential(
+                [
+                    keras.layers.Concatenate(),
+                    dense(8, activation="tanh"),
+                    dense(D),
+                    likelihoods.Bernoulli(D),
+                ]
+            ),
+            num_classes=3,
+            classification_weight=2.0,
+        )
+        vae.compile(keras.optimizers.SGD(0.2))
+    history = vae.fit(
+        X[:62], y, batch_size=12, epochs=3, shuffle=False, verbose=0, labelled_share=0
+    ).history
+    return found(vae, history)
+
+
+def discriminator(strategy):
+    """A classifier of draws; the last batch has one row."""
+    with strategy.scope():
+        ratio = DensityRatio(keras.Sequential([dense(8, activation="tanh"), dense(1)]))
+        ratio.compile(keras.optimizers.SGD(0.2))
+    pair = X[:40] @ KERNEL.astype("float32"), X[40:65]
+    history = ratio.fit(*pair, batch_size=16, epochs=4, shuffle=False, verbose=0).history
+    return found(ratio, history)
+
+
+class Context(keras.layers.Layer):
+    """A generator that ignores its noise."""
+
+    def call(self, inputs):
+        return inputs[:, :2]
+
+
+def adversarial(strategy):
+    """Two optimizers, on draws that are next to constant."""
+    keras.backend.set_floatx("float64")
+    with strategy.scope():
+        posterior = posteriors.Implicit(2, Context(), context_size=2)
+        vae = VAE(
+            priors.Normal(2, loc=0.0, scale=1e-9),
+            keras.Sequential([dense(8, activation="tanh"), dense(2), posterior]),
+            keras.Sequential([dense(8, activation="tanh"), dense(D), likelihoods.Bernoulli(D)]),
+        )
+        network = keras.Sequential([dense(8, activation="tanh"), dense(1)])
+        objective = objectives.AdversarialELBO(
+            network, keras.optimizers.SGD(0.3), adaptive_contrast=False, num_updates=2
+        )
+        vae.compile(keras.optimizers.SGD(0.3), objective=objective)
+    data = X[:62].astype("float64")
+    history = vae.fit(data, batch_size=20, epochs=5, shuffle=False, verbose=0).history
+    keras.backend.set_floatx("float32")
+    other = {f"network {i}": np.array(v) for i, v in enumerate(network.trainable_variables)}
+    return found(vae, history, **other)
+
+
+def noise(strategy):
+    """The seed that no one gave, and what replicas draw from it."""
+    with strategy.scope():
+        vae = VAE(*networks("sample"))
+        vae.compile("sgd")
+    seed, draws = vae.noise.seed.numpy(), []
+
+    @tf.function
+    def step():
+        return strategy.run(lambda: tf.random.stateless_normal([5], vae.noise.next()))
+
+    for _ in range(2):
+        values = strategy.experimental_local_results(step())
+        draws.append([value.numpy() for value in values])
+    history = vae.fit(X, batch_size=31, epochs=2, shuffle=False, verbose=0).history
+    count = vae.noise.count.numpy()
+    return found(vae, history, seed=seed, draws=np.array(draws), count=count)
+
+
+def saved(strategy):
+    """A file of the weights, which all workers ask for and one writes."""
+    with strategy.scope():
+        vae = VAE(*networks(), seed=0)
+        vae.compile("adam")
+    vae.fit(X, batch_size=31, verbose=0, shuffle=False)
+    folder = Path(os.environ["REPLICA_FOLDER"])
+    vae.save(folder / "model.keras")
+    with strategy.scope():
+        again = keras.models.load_model(folder / "model.keras") if writes(strategy) else vae
+    weights = zip(vae.get_weights(), again.get_weights(), strict=True)
+    same = all(np.array_equal(one, other) for one, other in weights)
+    return {"same": np.array(same)}
+
+
+def writes(strategy):
+    return strategy.cluster_resolver is None or strategy.cluster_resolver.task_id == 0
+
+
+CASES = {
+    case.__name__: case
+    for case in (sgd, everything, stream, labels, discriminator, adversarial, noise, saved)
+}
+
+
+def main():
+    kind, output, *names = sys.argv[1:]
+    if kind == "mirrored":
+        (cpu,) = tf.config.list_physical_devices("CPU")
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    elif kind == "workers":
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    else:
+        strategy = tf.distribute.get_strategy()
+    arrays = {
+        f"{name}/{key}": value for name in names for key, value in CASES[name](strategy).items()
+    }
+    np.savez(output, **arrays)
+
+
+if __name__ == "__main__":
+    main()
