@@ -20,7 +20,9 @@ import tf_keras as keras
 from tfpvae import (
     VAE,
     DensityRatio,
+    LocalVAE,
     SemiSupervisedVAE,
+    SimulatorModel,
     likelihoods,
     objectives,
     posteriors,
@@ -224,6 +226,7 @@ def files(strategy):
     resolver = strategy.cluster_resolver
     worker, num = (resolver.task_id, 2) if resolver else (0, 1)
     folder = Path(os.environ["REPLICA_FOLDER"], f"data-{worker}")
+    tf.random.set_seed(0)  # All workers need the same, for one order of the rows.
     if not folder.exists():
         # 51 rows for one worker and 40 for the other, which has nothing in the last two steps.
         streams.write(folder, X[:91], rows_per_file=40)
@@ -242,9 +245,59 @@ def files(strategy):
     return together | {f"apart {name}": np.array(values) for name, values in apart.items()}
 
 
+def message(function, *args, **kwargs):
+    """That of the ValueError which a function raises."""
+    try:
+        function(*args, **kwargs)
+    except ValueError as error:
+        return np.array(str(error))
+    return np.array("none")
+
+
+def refused(strategy):
+    """What cannot be right with several replicas."""
+    outside = {
+        "schedule": objectives.ELBO(kl_weight=schedules.Linear(10)),
+        "discriminator": objectives.AdversarialELBO(dense(1), num_samples=1),
+    }
+    prior, encoder, decoder = networks()
+    encoder.build((None, D))
+    with strategy.scope():
+        made = {name: VAE(*networks()) for name in outside}
+        foreign = VAE(prior, encoder, decoder)
+        foreign.compile("sgd")
+        local = LocalVAE(prior, posteriors.DiagonalNormal(2), networks()[2], num_data=len(X))
+        local.compile("sgd")
+        model = SimulatorModel(
+            priors.StandardNormal(2), keras.layers.Lambda(tf.identity), posteriors.DiagonalNormal(2)
+        )
+
+    def fit(vae, objective):
+        vae.compile("sgd", objective=objective)
+        vae.fit(X, verbose=0)
+
+    messages = {name: message(fit, vae, outside[name]) for name, vae in made.items()}
+    return messages | {
+        "weights": message(foreign.fit, X, verbose=0),
+        "LocalVAE": message(local.fit, X, verbose=0),
+        "SimulatorModel": message(model.fit, X[:, :2], verbose=0),
+    }
+
+
 CASES = {
     case.__name__: case
-    for case in (sgd, everything, stream, labels, discriminator, adversarial, files, noise, saved)
+    for case in (
+        sgd,
+        everything,
+        stream,
+        labels,
+        discriminator,
+        adversarial,
+        files,
+        noise,
+        saved,
+        refused,
+    )
 }
 
 

@@ -52,6 +52,7 @@ _MODULES = (
     "semi_supervised",
     "serving",
     "simulators",
+    "streams",
     "training",
 )
 _NAMES = {
@@ -114,6 +115,7 @@ __all__ = [
     "semi_supervised",
     "serving",
     "simulators",
+    "streams",
     "training",
     "weights",
 ]

@@ -10,7 +10,7 @@ import tensorflow_probability as tfp
 import tf_keras as keras
 from scipy import special
 
-from tfpvae import blocks, checks, execution, inputs, models, noise, priors
+from tfpvae import blocks, checks, execution, inputs, models, noise, priors, replicas
 
 tfd = tfp.distributions
 
@@ -220,6 +220,7 @@ class LocalVAE(models.VAE):
           ValueError: for validation data, which have no posterior; for other examples than those
             of the first call.
         """
+        replicas.refuse(self.distribute_strategy, "LocalVAE")
         if inputs.is_stream(x):
             raise TypeError(f"x: got {type(x).__name__}, wanted an array of all the examples")
         if args or kwargs.get("validation_split") or kwargs.get("validation_data") is not None:

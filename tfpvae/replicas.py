@@ -130,6 +130,15 @@ def check_scope(strategy: Any, argument: str, variables: Any) -> None:
             )
 
 
+def refuse(strategy: Any, name: str) -> None:
+    """Raise ValueError under a strategy of several replicas, for a model that one has to train."""
+    if strategy.num_replicas_in_sync > 1:
+        raise ValueError(
+            f"{name}: got it made in the scope of {type(strategy).__name__}, wanted it outside: "
+            "it is trained by one replica only"
+        )
+
+
 def is_chief(strategy: Any) -> bool:
     """Whether this process is the one of all workers that writes files."""
     resolver = strategy.cluster_resolver

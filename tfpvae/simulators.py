@@ -11,7 +11,17 @@ import tensorflow_probability as tfp
 import tf_keras as keras
 from scipy import optimize, special
 
-from tfpvae import blocks, checks, density_ratio, execution, flows, noise, priors, training
+from tfpvae import (
+    blocks,
+    checks,
+    density_ratio,
+    execution,
+    flows,
+    noise,
+    priors,
+    replicas,
+    training,
+)
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
@@ -626,6 +636,7 @@ class SimulatorModel(training.ProbabilisticModel):
         """
         if epochs is not None and steps is not None:
             raise ValueError(f"steps: got {steps} and epochs={epochs}, wanted one of them")
+        replicas.refuse(self.distribute_strategy, "SimulatorModel")
         data = self._checked(("x", "y", "sample_weight"), x, None, sample_weight)
         held_out = None if validation_data is None else self._checked_validation(validation_data)
         if data.first:

@@ -314,7 +314,8 @@ def _pieces(x: Any, y: Any, weight: Any, size: int) -> Iterator[dict[str, np.nda
 
 def _finite(stream: Any) -> Iterable[Any]:
     """The pieces of a stream, of which a Keras Sequence has a number."""
-    return (stream[i] for i in range(len(stream))) if hasattr(stream, "__len__") else stream
+    is_sequence = isinstance(stream, keras.utils.Sequence)
+    return (stream[i] for i in range(len(stream))) if is_sequence else stream
 
 
 def _check_parts(parts: Any) -> None:
