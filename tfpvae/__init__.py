@@ -49,6 +49,7 @@ _MODULES = (
     "regression",
     "reproduce",
     "resuming",
+    "saving",
     "semi_supervised",
     "serving",
     "simulators",
@@ -67,6 +68,7 @@ _NAMES = {
     "SimulatorModel": "simulators",
     "check_elbo": "evaluation",
     "diagnose": "diagnostics",
+    "load_model": "saving",
     "local_posterior": "local_inference",
 }
 
@@ -94,6 +96,7 @@ __all__ = [
     "hierarchical",
     "latent_space",
     "likelihoods",
+    "load_model",
     "local_inference",
     "local_posterior",
     "losses",
@@ -111,6 +114,7 @@ __all__ = [
     "regularizers",
     "reproduce",
     "resuming",
+    "saving",
     "schedules",
     "semi_supervised",
     "serving",

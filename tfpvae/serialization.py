@@ -13,6 +13,14 @@ import tensorflow_probability as tfp
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
+#: of the arrays that a file holds
+DTYPES = {
+    "bool",
+    "bfloat16",
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+}
+DTYPES |= {"float16", "float32", "float64", "complex64", "complex128"}
+
 _TFP = {"distribution": (tfd, tfd.Distribution), "bijector": (tfb, tfb.Bijector)}
 
 
@@ -60,6 +68,8 @@ def from_json(value: Any) -> Any:
     if kind is None:
         return {name: from_json(item) for name, item in value.items()}
     if kind == "array":
+        if value["dtype"] not in DTYPES:  # "U1000000000" takes gigabytes a string.
+            raise ValueError(f"config: got an array of dtype {value['dtype']!r}, wanted numbers")
         return np.array(value["values"], value["dtype"])
     if kind == "dtype":
         return tf.as_dtype(value["name"])

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import math
 import pathlib
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfpvae import checks, execution, guards, inputs, noise, replicas, resuming
+from tfpvae import checks, execution, guards, inputs, noise, replicas, resuming, saving
 
 
 class _Pace(keras.callbacks.Callback):
@@ -153,24 +152,20 @@ class ProbabilisticModel(keras.Model):
             self.build_optimizers()
 
     def save(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> None:
-        """Write the model to a `.keras` file, all of it or nothing.
+        """Write the model to a `.keras` file, all of it or nothing; `tfpvae.load_model` reads it.
 
         All workers of a strategy have to call it; the first one writes the file.
 
         Raises:
           ValueError: for another format.
+          OSError: if the disk is full; a file that was there is as it was.
         """
         path = pathlib.Path(filepath)
         if path.suffix != ".keras" or kwargs.get("save_format") not in (None, "keras"):
             raise ValueError(f"filepath: got {str(filepath)!r}, wanted a name that ends in .keras")
         if path.exists() and not overwrite:
             return super().save(filepath, overwrite, **kwargs)  # Keras asks the user.
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
-            whole = pathlib.Path(folder, path.name)
-            super().save(whole, **kwargs)
-            if replicas.is_chief(self.distribute_strategy):
-                whole.replace(path)
-        return None
+        return saving.save(self, path, **kwargs)
 
     def export(self, filepath: Any, **kwargs: Any) -> None:
         """Write the model for programs that have TensorFlow alone, if it knows how.
