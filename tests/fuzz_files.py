@@ -45,9 +45,24 @@ METADATA, CONFIG, WEIGHTS = MEMBERS = ("metadata.json", "config.json", "model.we
 
 VALUES = [0, -1, 1, 3, 10**5, 10**9, -(10**9), 10**30, 0.5, 1e308, float("nan"), float("inf")]
 VALUES += [None, True, "", "x", [], {}, [1], [10**5, 10**5], [[]], {"class_name": "Dense"}]
-NAMES = ["Lambda", "Dense", "Sequential", "VAE", "RNN", "TFOpLambda", "StringLookup", "function"]
-NAMES += ["system", "eval", "exec", "__lambda__", "__typespec__", "__tensor__", "tfpvae>VAE"]
-NAMES += [
+NAMES = [
+    "Lambda",
+    "Dense",
+    "Sequential",
+    "VAE",
+    "RNN",
+    "TFOpLambda",
+    "StringLookup",
+    "function",
+    "system",
+    "eval",
+    "exec",
+    "relu",
+    "adam",
+    "__lambda__",
+    "__typespec__",
+    "__tensor__",
+    "tfpvae>VAE",
     "os",
     "builtins",
     "subprocess",
@@ -55,13 +70,9 @@ NAMES += [
     "keras.utils",
     "tfpvae.cli",
     "io.read_file",
-]
-NAMES += [
     "tensorflow_probability.python.layers",
     "keras.layers",
     "../../etc/passwd",
-    "relu",
-    "adam",
 ]
 
 
@@ -136,7 +147,7 @@ def of_members(rng, whole):
     if kind == 0:
         del content[i], names[i]
     elif kind == 1:
-        names[i] = ("../evil", "/etc/evil", "config.jsom", "assets/x", "", names[i].upper())[
+        names[i] = ("../evil", "/etc/evil", "config.jsom", "assets/x", " ", names[i].upper())[
             rng.integers(6)
         ]
     elif kind == 2:
@@ -247,6 +258,13 @@ class Watch:
 
 def work(tasks, answers, folder):
     """Loads damaged files as they come."""
+    try:
+        _work(tasks, answers, folder)
+    except Exception as error:
+        answers.put((None, "failed", repr(error)))
+
+
+def _work(tasks, answers, folder):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import resource
     import warnings
@@ -322,7 +340,7 @@ class Worker:
             target=work, args=(self.tasks, self.answers, folder), daemon=True
         )
         self.process.start()
-        self.index, self.note, self.since, self.ready = None, "", time.monotonic(), False
+        self.index, self.note, self.since = None, "", time.monotonic()
 
 
 def run(num=500, seed=0, num_workers=2, progress=False, notes=None):
@@ -364,8 +382,6 @@ def run(num=500, seed=0, num_workers=2, progress=False, notes=None):
                     late = time.monotonic() - worker.since > SECONDS
                     if worker.process.is_alive() and not late:
                         continue
-                    if not worker.ready and not late:
-                        raise RuntimeError("a process could not load the whole files") from None
                     if worker.index is not None:
                         died = f"{worker.note}, exit code {worker.process.exitcode}"
                         finish(worker, "timed out" if late else "crashed", died)
@@ -373,10 +389,11 @@ def run(num=500, seed=0, num_workers=2, progress=False, notes=None):
                     if todo:
                         workers[i] = Worker(context, folder)
                     continue
+                if outcome == "failed":
+                    raise RuntimeError(f"whole files could not be loaded: {note}")
                 if outcome == "started":
                     worker.note = note
                     continue
-                worker.ready = True
                 if index is not None:
                     finish(worker, outcome, note)
                 worker.since = time.monotonic()

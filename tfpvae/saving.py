@@ -236,6 +236,8 @@ def load_model(path: Any, custom_objects: Mapping[str, Any] | None = None) -> An
                 f"{path}: got a file of which no model can be made ({_first_line(error)}), wanted "
                 "configuration and weights that fit each other; is it damaged?"
             ) from error
+    if not isinstance(model, keras.Model):
+        raise InvalidModelFile(f"{path}: got a {type(model).__name__} in {_CONFIG}, wanted a model")
     _check_optimizer(path, model, weights)
     return model
 
@@ -335,8 +337,8 @@ def _check_version(path: pathlib.Path, metadata: Mapping[str, Any]) -> None:
     version = importlib.import_module("tfpvae").__version__
     raise InvalidModelFile(
         f"{path}: got format {written!r:.20}, written by tfpvae "
-        f"{str(metadata.get('tfpvae_version')):.20}, wanted at most format {FORMAT}, that of tfpvae "
-        f"{version}: install a later tfpvae"
+        f"{metadata.get('tfpvae_version')!s:.20}, wanted at most format {FORMAT}, that of "
+        f"tfpvae {version}: install a later tfpvae"
     )
 
 
@@ -412,7 +414,7 @@ def _check_array(path: pathlib.Path, name: str, array: Any) -> None:
     if made.get_external_count():
         raise _foreign(path, name, "an array in another file")
     if array.dtype.kind not in "biuf":
-        raise _foreign(path, name, f"an array of {str(array.dtype):.30}")
+        raise _foreign(path, name, f"an array of {array.dtype!s:.30}")
     if array.shape is None or array.id.get_storage_size() != array.nbytes:
         raise _foreign(path, name, f"shape {array.shape} without its numbers")
 
@@ -644,9 +646,9 @@ class _Checker:
     def _check_string(self, value: str, key: str) -> None:
         if value in self._registered and not self._is_ours(value, self._registered[value]):
             raise self._unknown(value, value)
-        if (key.endswith(_NAMING) or key in _NAMING_KEYS) and value not in self._names:
-            if value not in self._custom and value not in self._registered:
-                raise self._unknown(value, value)
+        is_name = key.endswith(_NAMING) or key in _NAMING_KEYS
+        if is_name and not any(value in of for of in (self._names, self._custom, self._registered)):
+            raise self._unknown(value, value)
 
     def _check_shape(self, sizes: list[Any], key: str) -> None:
         if "shape" in key and all(size is None or type(size) is int for size in sizes):
@@ -657,15 +659,8 @@ class _Checker:
     def _check_dtype(self, value: dict[str, Any]) -> None:
         """No array of strings of a gigabyte each."""
         dtype = value.get("dtype")
-        is_array = value.get("tfpvae") == "array"
-        if (
-            isinstance(dtype, str)
-            and dtype not in serialization.DTYPES
-            and (is_array or "value" in value)
-        ):
-            raise self._refused(
-                f"an array of dtype {dtype!r:.40}", f"one of {sorted(serialization.DTYPES)}"
-            )
+        if (value.get("tfpvae") == "array" or "value" in value) and not _is_number(dtype):
+            raise self._refused(f"an array of dtype {dtype!r:.40}", "numbers")
 
     def _check_object(self, node: dict[str, Any]) -> None:
         name, config = node["class_name"], node.get("config")
@@ -675,7 +670,7 @@ class _Checker:
         if not {"module", "config", "registered_name"} <= {*node} and name not in _VALUES:
             raise self._refused(f"a {name!r} of an older format of Keras", "one of `.keras` files")
         if name in _VALUES:
-            if not isinstance(config, dict) or config.get("dtype") not in serialization.DTYPES:
+            if not isinstance(config, dict) or not _is_number(config.get("dtype")):
                 raise self._refused(f"a {name} of dtype {str(config)[:40]}", "numbers")
         elif name == "function":
             self._check_function(node)
@@ -705,15 +700,10 @@ class _Checker:
             found = _attribute(node["module"], name)
             if not inspect.isclass(found) or found not in self._classes:
                 raise self._unknown(name, registered or name)
-        if getattr(found, "__name__", name) != name and name not in self._custom:
-            if found not in self._classes or not self._is_keras(name):
-                raise self._refused(
-                    f"{name!r} that is registered as {registered!r}", "one name for one class"
-                )
-
-    def _is_keras(self, name: str) -> bool:
-        """Whether a name stands for a harmless class of Keras, of which some have two."""
-        return name in self._names
+        # Some classes of Keras have two names.
+        known = name in self._custom or (found in self._classes and name in self._names)
+        if getattr(found, "__name__", name) != name and not known:
+            raise self._refused(f"{name!r} registered as {registered!r}", "one name for one class")
 
     def _lookup(self, name: str) -> Any:
         """What is registered under a name, or allowed by the user; None if nothing is."""
@@ -788,6 +778,10 @@ _LAYER_MODULES = (
     "tf_keras.src.engine.functional",
     "tf_keras.src.layers.core.tf_op_layer",
 )
+
+
+def _is_number(dtype: Any) -> bool:
+    return isinstance(dtype, str) and dtype in serialization.DTYPES
 
 
 def _attribute(module: Any, name: str) -> Any:

@@ -14,12 +14,8 @@ import tensorflow_probability as tfp
 tfb, tfd = tfp.bijectors, tfp.distributions
 
 #: of the arrays that a file holds
-DTYPES = {
-    "bool",
-    "bfloat16",
-    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
-}
-DTYPES |= {"float16", "float32", "float64", "complex64", "complex128"}
+DTYPES = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+DTYPES |= {"bool", "bfloat16", "float16", "float32", "float64", "complex64", "complex128"}
 
 _TFP = {"distribution": (tfd, tfd.Distribution), "bijector": (tfb, tfb.Bijector)}
 
