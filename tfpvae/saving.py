@@ -45,6 +45,8 @@ _MAX_OBJECTS = 10**6  # in a weights file
 _MEMORY = 2**32  # bytes, beside those for the weights
 _SLACK = 2**24  # bytes of variables that a file need not hold
 
+_FULL = {getattr(errno, name, 0) for name in ("ENOSPC", "EDQUOT", "EFBIG")}
+
 _one_at_a_time = threading.RLock()  # The limit of memory belongs to the process.
 
 
@@ -73,12 +75,11 @@ def atomic(path: Any) -> Iterator[pathlib.Path]:
       OSError: if the disk is full.
 
     Example:
-      >>> import os, tempfile
-      >>> path = os.path.join(tempfile.mkdtemp(), "numbers.json")
+      >>> path = pathlib.Path(tempfile.mkdtemp(), "numbers.json")
       >>> with atomic(path) as whole:
       ...     whole.write_text("[1, 2]")
       6
-      >>> open(path).read()
+      >>> path.read_text()
       '[1, 2]'
     """
     target = pathlib.Path(os.path.realpath(path))
@@ -104,7 +105,7 @@ def atomic(path: Any) -> Iterator[pathlib.Path]:
                 raise
             _flush(target.parent)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in _FULL:
             raise
         raise OSError(
             error.errno,
@@ -141,7 +142,6 @@ def save(model: Any, path: Any, **kwargs: Any) -> None:
       OSError: if the disk is full; a file that was there is as it was.
 
     Example:
-      >>> import os, tempfile
       >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
       >>> path = os.path.join(tempfile.mkdtemp(), "model.keras")
       >>> save(model, path)
@@ -203,7 +203,6 @@ def load_model(path: Any, custom_objects: Mapping[str, Any] | None = None) -> An
       InvalidModelFile: a ValueError, if the file is refused.
 
     Example:
-      >>> import os, tempfile
       >>> from tfpvae import VAE, likelihoods, posteriors, priors
       >>> encoder = keras.Sequential([keras.layers.Dense(4), posteriors.DiagonalNormal(2)])
       >>> decoder = keras.Sequential([keras.layers.Dense(3), likelihoods.Bernoulli(3)])
@@ -582,7 +581,8 @@ _NODE = {
 }
 # Keys of a configuration under which a string is the name of an object.
 _NAMING = ("activation", "initializer", "regularizer", "constraint")
-_NAMING_KEYS = {"optimizer", "loss", "metrics", "weighted_metrics", "fn", "inner_optimizer"}
+_NAMING_KEYS = {"optimizer", "inner_optimizer", "loss", "metrics", "weighted_metrics", "fn"}
+_NAMING_KEYS |= {"layers", "layer", "backward_layer", "cell", "cells"}
 
 
 class _Checker:
