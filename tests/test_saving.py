@@ -551,6 +551,9 @@ HOSTILE = {
     "function of builtins": put(activation=function("builtins", "exec")),
     "module of Keras": put(activation=function("keras.utils", "get_file")),
     "resolver by name": put(activation="deserialize"),
+    "two names of a function": put(
+        activation=function("keras.activations", "relu") | {"registered_name": "deserialize"}
+    ),
     "layer by name alone": lambda config: config["config"]["encoder"]["config"].update(
         layers=["TextVectorization"]
     ),

@@ -447,7 +447,8 @@ def _variable_limit(path: pathlib.Path, weights: _Weights) -> Iterator[None]:
 
     def create(next_creator: Any, **kwargs: Any) -> Any:
         nonlocal total
-        shape, value = kwargs.get("shape"), kwargs.get("initial_value")
+        shape = kwargs.get("shape")
+        value: Any = kwargs.get("initial_value")
         if shape is None and not callable(value):
             shape = np.shape(value)
         if shape is not None:
@@ -579,6 +580,8 @@ _NODE = {
     "name",
     "inbound_nodes",
 }
+_VALUES = ("__tensor__", "__numpy__")
+
 # Keys of a configuration under which a string is the name of an object.
 _NAMING = ("activation", "initializer", "regularizer", "constraint")
 _NAMING_KEYS = {"optimizer", "inner_optimizer", "loss", "metrics", "weighted_metrics", "fn"}
@@ -677,22 +680,21 @@ class _Checker:
         elif not isinstance(config, dict):
             raise self._refused(f"{name!r} with the configuration {config!r:.40}", "an object")
         else:
-            self._check_class(node)
-            if name in ("TFOpLambda", "SlicingOpLambda"):
+            made = getattr(self._check_class(node), "__name__", "")
+            if {name, made} & {"TFOpLambda", "SlicingOpLambda"}:
                 self._check_op(config.get("function"))
 
     def _check_function(self, node: dict[str, Any]) -> None:
-        name = node["config"]
-        if not isinstance(name, str):
-            raise self._refused(f"the function {name!r:.40}", "a name")
-        found = self._lookup(name)
-        if found is not None:
+        name, registered = node["config"], node["registered_name"]
+        if not isinstance(name, str) or registered not in (None, "function", name):
+            raise self._refused(f"{name!r:.40} registered as {registered!r:.40}", "one name")
+        if self._lookup(name) is not None:
             return
         modules = ("builtins", *(f"keras.{module}" for module in _FUNCTIONS))
         if node["module"] not in modules or name not in self._names:
             raise self._unknown(name, name)
 
-    def _check_class(self, node: dict[str, Any]) -> None:
+    def _check_class(self, node: dict[str, Any]) -> Any:
         name, registered = node["class_name"], node["registered_name"]
         found = self._lookup(registered) if registered else None
         if found is None:
@@ -704,6 +706,7 @@ class _Checker:
         known = name in self._custom or (found in self._classes and name in self._names)
         if getattr(found, "__name__", name) != name and not known:
             raise self._refused(f"{name!r} registered as {registered!r}", "one name for one class")
+        return found
 
     def _lookup(self, name: str) -> Any:
         """What is registered under a name, or allowed by the user; None if nothing is."""
@@ -738,9 +741,6 @@ class _Checker:
 
     def _refused(self, got: str, wanted: str) -> InvalidModelFile:
         return InvalidModelFile(f"{self._path}: got {got} in {_CONFIG}, wanted {wanted}")
-
-
-_VALUES = ("__tensor__", "__numpy__")
 
 
 def _harmless() -> tuple[set[Any], set[str]]:
