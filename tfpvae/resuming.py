@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 import time
 import warnings
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfpvae import checks, inputs
+from tfpvae import checks, inputs, replicas, saving
 
 _KEPT = (bool, int, float, str, type(None), np.generic, np.ndarray)
 
@@ -156,7 +157,9 @@ class Resume(keras.callbacks.Callback):
         """Save, unless it is too early."""
         self.epoch, self.stopped = epoch + 1, bool(self.model.stop_training)
         ends = self.stopped or self.epoch == self.params["epochs"]
-        if not ends and time.monotonic() - self._time >= self.min_seconds:
+        late = time.monotonic() - self._time >= self.min_seconds
+        # Several workers save together, and their clocks differ.
+        if not ends and (late or self.model.distribute_strategy.cluster_resolver is not None):
             self._save()
 
     def on_train_end(self, logs: Any = None) -> None:
@@ -167,14 +170,14 @@ class Resume(keras.callbacks.Callback):
     def _save(self) -> None:
         self._saved, self._time = self.epoch, time.monotonic()
         self._states = [_state(callback) for callback in self._others]
-        if not _writes(self.model):
-            return
         self.folder.mkdir(parents=True, exist_ok=True)
         name = f"epoch-{self.epoch:05d}"
-        part = self.folder / f".{name}-{os.getpid()}"
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        try:
+        if not replicas.is_chief(self.model.distribute_strategy):
+            with tempfile.TemporaryDirectory() as folder:  # The others take part, for nothing.
+                self.model.save(pathlib.Path(folder, "model.keras"))
+            return
+        with saving.atomic(self.folder / name) as part:
+            part.mkdir()
             self.model.save(part / "model.keras")
             arrays: dict[str, np.ndarray] = {}
             state = {
@@ -191,12 +194,6 @@ class Resume(keras.callbacks.Callback):
             }
             (part / "state.json").write_text(json.dumps(state, default=_number))
             np.savez(part / "arrays.npz", **arrays)
-            for path in (*part.iterdir(), part):
-                _flush(path)
-            part.replace(self.folder / name)
-            _flush(self.folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
         for path in self.folder.glob("*epoch-*"):
             if path.name != name:
                 shutil.rmtree(path, ignore_errors=True)
@@ -289,11 +286,6 @@ def _optimizers(model: Any) -> list[Any]:
     return [getattr(part.optimizer, "inner_optimizer", part.optimizer) for part in parts]
 
 
-def _writes(model: Any) -> bool:
-    """Whether this process saves: of several workers the first one does."""
-    return bool(model.distribute_strategy.extended.should_checkpoint)
-
-
 def _state(callback: Any) -> dict[str, Any]:
     """The numbers, texts, and lists of arrays that a callback holds, by the attribute's name."""
     kept = {}
@@ -337,15 +329,6 @@ def _nameless(config: Any) -> Any:
     if isinstance(config, dict):
         return {key: _nameless(value) for key, value in config.items() if key != "name"}
     return [_nameless(item) for item in config] if isinstance(config, list) else config
-
-
-def _flush(path: pathlib.Path) -> None:
-    """Have the disk hold what was written."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def _warn_of_own_noise(model: Any) -> None:

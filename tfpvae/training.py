@@ -4,6 +4,7 @@ import contextlib
 import functools
 import math
 import pathlib
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -165,7 +166,10 @@ class ProbabilisticModel(keras.Model):
             raise ValueError(f"filepath: got {str(filepath)!r}, wanted a name that ends in .keras")
         if path.exists() and not overwrite:
             return super().save(filepath, overwrite, **kwargs)  # Keras asks the user.
-        return saving.save(self, path, **kwargs)
+        if replicas.is_chief(self.distribute_strategy):
+            return saving.save(self, path, **kwargs)
+        with tempfile.TemporaryDirectory() as folder:  # The others take part, for nothing.
+            return super().save(pathlib.Path(folder, path.name), **kwargs)
 
     def export(self, filepath: Any, **kwargs: Any) -> None:
         """Write the model for programs that have TensorFlow alone, if it knows how.
