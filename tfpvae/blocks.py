@@ -405,13 +405,30 @@ def check_network(argument: str, network: Any) -> None:
         raise TypeError(f"{argument}: got {network!r}, wanted a tf_keras layer or model")
 
 
+@contextlib.contextmanager
+def floatx(dtype: Any) -> Iterator[None]:
+    """Let networks that are built inside take data of this type: Keras would round them to floatx.
+
+    Args:
+      dtype: the type; or the configuration of a block, for that of its densities.
+    """
+    outer = keras.backend.floatx()
+    if isinstance(dtype, dict):
+        dtype = dtype.get("config", {}).get("dtype")
+    keras.backend.set_floatx(full_precision(dtype))
+    try:
+        yield
+    finally:
+        keras.backend.set_floatx(outer)
+
+
 def build_network(argument: str, network: Any, size: int, wanted: int) -> None:
     """Build a network for vectors of one size; ValueError unless it maps them to another."""
-    with tf.init_scope():
+    with tf.init_scope(), floatx(None):
         try:
             if isinstance(network, keras.Sequential) and not network.built:
                 network.build((None, size))  # For any batch size at once.
-            value = tf.convert_to_tensor(network(tf.zeros((2, size))))
+            value = tf.convert_to_tensor(network(tf.zeros((2, size), keras.backend.floatx())))
         except (ValueError, tf.errors.InvalidArgumentError) as error:
             raise ValueError(
                 f"{argument}: got one that does not take vectors of {size} numbers: {error}"

@@ -112,7 +112,7 @@ class ConditionalVAE(models.VAE):
           z: as above.
           y: labels `[B]`, or conditions `[B, ...]`.
         """
-        z = tf.convert_to_tensor(z, self.prior.dtype)
+        z = self._given_codes(z)
         condition = self._condition(self._conditions(y))
         with noise.fixed(0):
             return self._decode(z, False, condition).tensor_distribution
@@ -135,7 +135,7 @@ class ConditionalVAE(models.VAE):
         Raises:
           TypeError, ValueError: for y that are no conditions; as of `VAE.sample`.
         """
-        (rows,) = execution.place(self._conditions(y))
+        rows = self._placed(self._conditions(y))
         if prior is None:
             return self._in_batches(self._sample_given, rows, seed, verbose=verbose).numpy()
         seed = self.noise.next() if seed is None else noise.as_seed(seed)
@@ -233,7 +233,7 @@ class ConditionalVAE(models.VAE):
 
     def _condition(self, y: Any) -> Any:
         """The condition as the networks take it: in floating point, labels as one-hot rows."""
-        y = tf.cast(y, keras.backend.floatx())
+        y = tf.cast(y, self.data_dtype)
         if self.num_classes is None or y.shape.rank != 1:
             shape = self._condition_shape
             return y if shape is None else tf.ensure_shape(y, (None, *shape))
@@ -272,8 +272,8 @@ class ConditionalVAE(models.VAE):
 
     def _posterior_has_nan(self, x: np.ndarray) -> bool:
         with noise.fixed(0):
-            rows = self.prepare(execution.place(x)[0])
-            condition = tf.zeros((len(x), *self._condition_shape), keras.backend.floatx())
+            rows = self.prepare(self._placed(x))
+            condition = tf.zeros((len(x), *self._condition_shape), self.data_dtype)
             _, z = self._encode([rows, condition], False)
         return bool(tf.reduce_any(tf.math.is_nan(z)))
 

@@ -332,7 +332,7 @@ class DensityRatio(training.ProbabilisticModel):
             if not np.isfinite(value).all():
                 raise ValueError(f"{name}: got NaN or infinite values, wanted finite numbers")
         try:
-            rows = self._join([execution.place(value)[0] for value in several])
+            rows = self._join([self._placed(value) for value in several])
         except ValueError as error:
             raise ValueError(str(error).replace("inputs:", f"{name}:", 1)) from None
         if self._size is None:

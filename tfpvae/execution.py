@@ -56,20 +56,24 @@ def max_batches(batch_bytes: float) -> int:
     return max(1, int(_MAX_BYTES / max(batch_bytes, 1)))
 
 
-def place(*arrays: np.ndarray | None) -> tuple[Any, ...]:
-    """The arrays as tensors: integers as they come, so that bytes stay bytes, the rest in floatx.
+def place(*arrays: np.ndarray | None, dtype: str | None = None) -> tuple[Any, ...]:
+    """The arrays as tensors: integers as they come, so that bytes stay bytes, the rest in one type.
+
+    Args:
+      *arrays: arrays, or lists of them.
+      dtype: of numbers in floating point, floatx if None.
 
     Example:
       >>> [tensor.dtype.name for tensor in place(np.zeros(3, "uint8"), np.zeros(3, "float64"))]
       ['uint8', 'float32']
     """
     with tf.device("CPU:0"):
-        return _map(_tensor, arrays)
+        return _map(functools.partial(_tensor, dtype or keras.backend.floatx()), arrays)
 
 
-def _tensor(values: np.ndarray) -> Any:
+def _tensor(dtype: str, values: np.ndarray) -> Any:
     floating = np.issubdtype(values.dtype, np.floating)
-    return tf.convert_to_tensor(values, keras.backend.floatx() if floating else None)
+    return tf.convert_to_tensor(values, dtype if floating else None)
 
 
 class Program:

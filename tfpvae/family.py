@@ -143,7 +143,11 @@ def logistic_factor_analysis(
     """
     shape, size = _event_shape(event_shape), checks.positive_integer("latent_size", latent_size)
     likelihood = likelihoods.Bernoulli(shape)
-    decoder = [keras.Input((size,)), keras.layers.Dense(likelihood.params_size), likelihood]
+    decoder = [
+        keras.Input((size,), dtype=blocks.full_precision(None)),
+        keras.layers.Dense(likelihood.params_size),
+        likelihood,
+    ]
     return _model(
         shape,
         priors.StandardNormal(size),
@@ -253,7 +257,7 @@ def nonlinear_gaussian_belief_network(
         num = math.prod(block.event_shape)
         return keras.Sequential(
             [
-                keras.Input((size,)),
+                keras.Input((size,), dtype=blocks.full_precision(None)),
                 keras.layers.Activation(activation),
                 keras.layers.Dense(num),
                 networks.AppendParameters(num),
@@ -328,7 +332,13 @@ def sigmoid_belief_network(
         priors.Bernoulli(sizes[-1]),
         _encoders(shape, hidden_units, activation, [*map(posteriors.Bernoulli, sizes)]),
         [
-            keras.Sequential([keras.Input((size,)), keras.layers.Dense(block.params_size), block])
+            keras.Sequential(
+                [
+                    keras.Input((size,), dtype=blocks.full_precision(None)),
+                    keras.layers.Dense(block.params_size),
+                    block,
+                ]
+            )
             for size, block in zip(sizes, below, strict=True)
         ],
         seed,
@@ -354,14 +364,14 @@ def _linear_gaussian(
             "posteriors.FullRankNormal: the one is linear in x, the other the same for all x"
         )
     encoder = [
-        keras.Input(shape),
+        keras.Input(shape, dtype=blocks.full_precision(None)),
         *([keras.layers.Flatten()] if len(shape) > 1 else []),
         keras.layers.Dense(size),
         networks.AppendParameters(block.params_size - size),
         block,
     ]
     decoder = [
-        keras.Input((size,)),
+        keras.Input((size,), dtype=blocks.full_precision(None)),
         keras.layers.Dense(num),
         networks.AppendParameters(num, shared),
         likelihoods.Normal(shape),

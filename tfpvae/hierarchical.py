@@ -198,12 +198,13 @@ class HierarchicalVAE(models.VAE):
         """The model that a configuration describes."""
         del custom_objects  # Keras has put them into scope.
         names = {"prior", "encoders", "decoders", "preprocessing"}
-        return cls(
-            **{
-                name: _deserialized(value) if name in names else value
-                for name, value in config.items()
-            }
-        )
+        with blocks.floatx(config["prior"]):
+            return cls(
+                **{
+                    name: _deserialized(value) if name in names else value
+                    for name, value in config.items()
+                }
+            )
 
     def build(self, input_shape: Any) -> None:
         """Build all networks by passing one example of this shape `[B, ...]` through them."""

@@ -254,8 +254,9 @@ class LocalVAE(models.VAE):
         """The model that a configuration describes."""
         del custom_objects  # Keras has put them into scope.
         parts = ("prior", "posterior", "decoder")
-        made = {name: keras.saving.deserialize_keras_object(config[name]) for name in parts}
-        return cls(**config | made)
+        with blocks.floatx(config["prior"]):
+            made = {name: keras.saving.deserialize_keras_object(config[name]) for name in parts}
+            return cls(**config | made)
 
 
 def _refuse_validation(args: Any) -> None:
@@ -420,7 +421,7 @@ def _start(vae: Any, x: Any, posterior: Any) -> tuple[Any, Any, Any]:
     if isinstance(vae, LocalVAE):
         array = checks.as_array("x", x)
         vae.check_scored(array, None, ("x", "x"))
-        (rows,) = execution.place(array)
+        rows = vae._placed(array)
         own = vae.encoder.layers[-1]
         params = vae.encoder.layers[0](rows)
         params = tf.where(tf.math.is_nan(params), tf.zeros([], params.dtype), params)

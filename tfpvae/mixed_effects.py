@@ -769,7 +769,7 @@ class MixedRegression(regression.BayesianRegression):
         scale = [*self.scale.numpy(), 1.0]
         names = [*self._feature_names, "intercept"]
         found = [scale[names.index(name)] for name in self._random]
-        return np.repeat(np.array(found, np.float32), self._outputs_of_effects)
+        return np.repeat(np.array(found, self.prior.dtype), self._outputs_of_effects)
 
     def _unscaling(self) -> Any:
         scales = np.arange(len(self.coefficient_names)) >= self._num_coefficients
@@ -782,7 +782,7 @@ class MixedRegression(regression.BayesianRegression):
         A `tfd.Distribution`; its `names` are `coefficient_names`.
         """
         self._require_built()
-        shift, start = np.zeros(len(self.coefficient_names), np.float32), self._num_coefficients
+        shift, start = np.zeros(len(self.coefficient_names)), self._num_coefficients
         if self._known_scale is None:
             shift[start : start + self._shape[1]] = -np.log(self._column_scale())
         q = super()._posterior_distribution()
@@ -798,8 +798,8 @@ class MixedRegression(regression.BayesianRegression):
         """
         if self._known_scale is not None:
             self._require_built()
-            scale = np.broadcast_to(np.array(self._known_scale, np.float32), (self._shape[1],))
-            found = tfd.Independent(tfd.Deterministic(scale / self._column_scale()), 1)
+            scale = np.broadcast_to(self._known_scale, (self._shape[1],)) / self._column_scale()
+            found = tfd.Independent(tfd.Deterministic(scale.astype(self.prior.dtype)), 1)
         else:
             q, start = self.coefficients, self._num_coefficients
             part = slice(start, start + self._shape[1])

@@ -208,9 +208,8 @@ class VAE(training.ProbabilisticModel):
 
     def likelihood(self, z: Any) -> Any:
         """The likelihood p(x|z), a `tfd.Distribution`, batch shape that of z `[..., D]`."""
-        z = tf.convert_to_tensor(z, self.prior.dtype)
         with noise.fixed(0):
-            return self._decode(z, False).tensor_distribution
+            return self._decode(self._given_codes(z), False).tensor_distribution
 
     def sample(
         self, num: int, seed: Any = None, verbose: Any = "auto", prior: Any = None
@@ -401,14 +400,14 @@ class VAE(training.ProbabilisticModel):
         values = self._split(arrays)[0]
         if self.preprocessing is not None:
             with noise.fixed(0):
-                values = self.prepare(execution.place(values)[0]).numpy()
+                values = self.prepare(self._placed(values)).numpy()
         gaps = np.isnan(values)
         complete = values.copy() if num_draws is None else np.stack([values] * num_draws)
         incomplete = np.flatnonzero(gaps.reshape(len(gaps), -1).any(axis=1))
         if not len(incomplete):
             return complete
         function = self._imputation if num_draws is None else self._imputations(num_draws)
-        rows = execution.place(execution.take(arrays, incomplete))[0]
+        rows = self._placed(execution.take(arrays, incomplete))
         packed = self._in_batches(function, rows, seed, num_samples, verbose, merge=None).numpy()
         found = (
             _mean_of_pieces(packed) if num_draws is None else _draws_of_pieces(packed, num_draws)
@@ -656,8 +655,13 @@ class VAE(training.ProbabilisticModel):
 
     def _posterior_has_nan(self, x: np.ndarray) -> bool:
         with noise.fixed(0):
-            _, z = self._encode(self.prepare(execution.place(x)[0]), False)
+            _, z = self._encode(self.prepare(self._placed(x)), False)
         return bool(tf.reduce_any(tf.math.is_nan(z)))
+
+    @property
+    def data_dtype(self) -> str:
+        """The type in which data are scored: that of the prior, which a saved model remembers."""
+        return self.prior.dtype
 
     @property
     def takes_missing(self) -> bool:
@@ -666,7 +670,7 @@ class VAE(training.ProbabilisticModel):
 
     def build(self, input_shape: Any) -> None:
         """Build both networks by passing one example of this shape `[B, ...]` through them."""
-        with noise.fixed(0):
+        with noise.fixed(0), blocks.floatx(self.data_dtype):
             self._build_networks(self.prepare(self._zeros(input_shape)))
         keras.layers.Layer.build(self, input_shape)
 
@@ -710,12 +714,13 @@ class VAE(training.ProbabilisticModel):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "VAE":
         """The model that a configuration describes."""
         del custom_objects  # Keras has put them into scope.
-        return cls(
-            **{
-                name: keras.saving.deserialize_keras_object(value) if name in _PARTS else value
-                for name, value in config.items()
-            }
-        )
+        with blocks.floatx(config["prior"]):
+            return cls(
+                **{
+                    name: keras.saving.deserialize_keras_object(value) if name in _PARTS else value
+                    for name, value in config.items()
+                }
+            )
 
     # What `export` writes.
 
@@ -753,6 +758,20 @@ class VAE(training.ProbabilisticModel):
         if not z.shape[lead:].is_fully_defined():
             z = tf.ensure_shape(z, [None] * lead + list(self.prior.event_shape))
         return z if z.dtype.is_floating else tf.cast(z, self.prior.dtype)
+
+    def _given_codes(self, z: Any) -> Any:
+        """The z that a user gives, checked; of a tensor the gradients go on."""
+        checks.refuse_keras3("z", z)
+        z = (
+            tf.cast(z, self.prior.dtype)
+            if tf.is_tensor(z)
+            else self._placed(checks.as_array("z", z))
+        )
+        ndims = len(self.prior.event_shape)
+        if z.shape.rank < ndims or tuple(z.shape[z.shape.rank - ndims :]) != self.prior.event_shape:
+            wanted = ", ".join(map(str, ("...", *self.prior.event_shape)))
+            raise ValueError(f"z: got shape {tuple(z.shape)}, wanted ({wanted})")
+        return self._codes(z)
 
     def _decode(self, z: Any, training: bool | None, condition: Any = None) -> Any:
         """The likelihood at z `[..., D]`; the decoder itself sees one batch axis."""
@@ -896,7 +915,7 @@ class VAE(training.ProbabilisticModel):
 
     def _data(self, x: Any) -> Any:
         """The data as a tensor that the model can score, or a list of them."""
-        return execution.place(self._arrays(x))[0]
+        return self._placed(self._arrays(x))
 
     def _arrays(self, x: Any) -> Any:
         """The data, checked, as an array or a list of arrays."""

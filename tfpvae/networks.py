@@ -306,7 +306,9 @@ def mlp_encoder(
         raise ValueError("input_shape must have at least one axis, got ()")
     flatten = [keras.layers.Flatten()] if len(shape) > 1 else []
     layers = _dense_layers(hidden, activation, _size("params_size", params_size))
-    return keras.Sequential([keras.Input(shape), *flatten, *layers])
+    return keras.Sequential(
+        [keras.Input(shape, dtype=blocks.full_precision(None)), *flatten, *layers]
+    )
 
 
 def mlp_decoder(
@@ -335,7 +337,12 @@ def mlp_decoder(
       (None, 784)
     """
     layers = _dense_layers(hidden, activation, _size("params_size", params_size))
-    return keras.Sequential([keras.Input((_size("latent_size", latent_size),)), *layers])
+    return keras.Sequential(
+        [
+            keras.Input((_size("latent_size", latent_size),), dtype=blocks.full_precision(None)),
+            *layers,
+        ]
+    )
 
 
 def conv_encoder(input_shape: Iterable[int], params_size: int) -> keras.Sequential:
@@ -361,7 +368,9 @@ def conv_encoder(input_shape: Iterable[int], params_size: int) -> keras.Sequenti
     """
     return keras.Sequential(
         [
-            keras.Input(_image_shape("input_shape", input_shape)),
+            keras.Input(
+                _image_shape("input_shape", input_shape), dtype=blocks.full_precision(None)
+            ),
             keras.layers.Conv2D(32, 3, strides=2, padding="same", activation="relu"),
             keras.layers.Conv2D(64, 3, strides=2, padding="same", activation="relu"),
             keras.layers.Flatten(),
@@ -405,7 +414,7 @@ def conv_decoder(
     params = channels * _size("params_per_channel", params_per_channel)
     return keras.Sequential(
         [
-            keras.Input((_size("latent_size", latent_size),)),
+            keras.Input((_size("latent_size", latent_size),), dtype=blocks.full_precision(None)),
             keras.layers.Dense(height // 4 * (width // 4) * 64, activation="relu"),
             keras.layers.Reshape((height // 4, width // 4, 64)),
             keras.layers.Conv2DTranspose(64, 3, strides=2, padding="same", activation="relu"),

@@ -287,6 +287,11 @@ class BayesianRegression(training.ProbabilisticModel):
             predictors.append(eta + offset[:, tf.newaxis] if located else eta)
         return tf.concat(predictors, axis=-1)
 
+    @property
+    def data_dtype(self) -> str:
+        """The type in which data are scored: that of the prior, which a saved model remembers."""
+        return self.prior.dtype
+
     def prepare(self, x: Any) -> Any:
         """The features, and an offset if there is one, in floating point."""
         return tf.cast(x, self.prior.dtype)

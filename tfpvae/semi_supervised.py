@@ -372,7 +372,7 @@ class SemiSupervisedVAE(conditional.ConditionalVAE):
     def _with_each_class(self, x: Any) -> "_Pairs":
         """The pairs [x, y] `[K * B, ...]` of each x with each class, one class after the other."""
         num = self.num_classes
-        classes = tf.eye(num, dtype=keras.backend.floatx())
+        classes = tf.eye(num, dtype=self.data_dtype)
         repeated = tf.tile(x, [num] + [1] * (x.shape.rank - 1))
         return _Pairs([repeated, tf.repeat(classes, tf.shape(x)[0], axis=0)])
 
@@ -530,7 +530,8 @@ class SemiSupervisedVAE(conditional.ConditionalVAE):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "SemiSupervisedVAE":
         """The model that a configuration describes."""
-        own = {name: keras.saving.deserialize_keras_object(config[name]) for name in _OWN_PARTS}
+        with blocks.floatx(config["prior"]):
+            own = {name: keras.saving.deserialize_keras_object(config[name]) for name in _OWN_PARTS}
         return super().from_config(config | own, custom_objects)
 
 

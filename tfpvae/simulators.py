@@ -234,7 +234,8 @@ class SimulatorModel(training.ProbabilisticModel):
             )
         try:
             support = q.experimental_default_event_space_bijector()
-            grid = tf.linspace(-3.0, 3.0, 7)[:, tf.newaxis] * tf.ones([q.event_shape[0]], q.dtype)
+            steps = tf.cast(tf.linspace(-3.0, 3.0, 7), q.dtype)
+            grid = steps[:, tf.newaxis] * tf.ones([q.event_shape[0]], q.dtype)
             is_real = support is not None and np.allclose(support.forward(grid), grid, atol=1e-6)
         except (NotImplementedError, TypeError, ValueError):
             is_real = False
@@ -270,7 +271,7 @@ class SimulatorModel(training.ProbabilisticModel):
             "has_units", (), "int32", initializer="zeros", trainable=False
         )
         self._learn_prior_scale()
-        with noise.fixed(0):
+        with noise.fixed(0), blocks.floatx(dtype):
             _build_for_any_batch(self.simulator, shape)
             x, z = self._try_simulator(event)
             for network in (self._posterior, self.encoder):
@@ -329,9 +330,10 @@ class SimulatorModel(training.ProbabilisticModel):
 
     # The model.
 
-    def prepare(self, x: Any) -> Any:
-        """The data as the networks take them: preprocessed, in floating point."""
-        return tf.cast(super().prepare(x), self.prior.dtype)
+    @property
+    def data_dtype(self) -> str:
+        """The type in which data are scored: that of the prior, which a saved model remembers."""
+        return self.prior.dtype
 
     def _support(self) -> Any:
         """The map of real numbers onto the support of the prior."""
@@ -834,18 +836,19 @@ class SimulatorModel(training.ProbabilisticModel):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "SimulatorModel":
         """The model that a configuration describes."""
         del custom_objects  # Keras has put them into scope.
-        return cls(
-            **{
-                name: value if name == "name" else keras.saving.deserialize_keras_object(value)
-                for name, value in config.items()
-            }
-        )
+        with blocks.floatx(config["prior"]):
+            return cls(
+                **{
+                    name: value if name == "name" else keras.saving.deserialize_keras_object(value)
+                    for name, value in config.items()
+                }
+            )
 
     def _data(self, x: Any) -> Any:
         """Data as the networks take them, checked."""
         array = checks.as_array("x", x)
         self._check_arrays(("x",), array, None)
-        return self.prepare(execution.place(array)[0])
+        return self.prepare(self._placed(array))
 
 
 def _build_for_any_batch(network: Any, shape: Any) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfpvae import checks, execution, guards, inputs, noise, replicas, resuming, saving
+from tfpvae import blocks, checks, execution, guards, inputs, noise, replicas, resuming, saving
 
 
 class _Pace(keras.callbacks.Callback):
@@ -108,14 +108,25 @@ class ProbabilisticModel(keras.Model):
         """Whether NaN in the data stands for what is missing; otherwise it is refused."""
         return False
 
+    @property
+    def data_dtype(self) -> str:
+        """The type in which data are scored, that of the densities: no policy makes it a half."""
+        return blocks.full_precision(self.dtype_policy)
+
     def prepare(self, x: Any) -> Any:
-        """The data as the networks take them: preprocessed, in floating point."""
+        """The data as the networks take them: preprocessed, in the type of the densities."""
         x = tf.convert_to_tensor(x)
         if self.built:  # A generator's batches come without the sizes that saving has to know.
             x = tf.ensure_shape(x, (None, *self._build_input_shape[1:]))
         if self.preprocessing is not None:
             x = self.preprocessing(x)
-        return x if x.dtype.is_floating else tf.cast(x, keras.backend.floatx())
+            if x.dtype in (tf.float16, tf.bfloat16):
+                raise ValueError(
+                    f"preprocessing: got a layer that puts out {x.dtype.name}, wanted "
+                    f"{self.data_dtype}, because the likelihood scores what it puts out: make it "
+                    f"with dtype='{self.data_dtype}'"
+                )
+        return tf.cast(x, self.data_dtype)
 
     def prepare_batch(self, x: Any, y: Any) -> tuple[Any, Any]:
         """The data of a batch as the networks take them, and what is scored: x if y is None."""
@@ -431,8 +442,9 @@ class ProbabilisticModel(keras.Model):
                 # Keras finds in a second call that there were fewer batches than it was told.
                 num = min(num, math.ceil((steps[0] or 1) / 2))
         chunk = min(num, execution.max_batches(batch_bytes))
-        rows = _rows(data)
-        held_out_rows = rows if settings.get("validation_split") else _rows(held_out)
+        rows = _rows(data, self.data_dtype)
+        split = settings.get("validation_split")
+        held_out_rows = rows if split else _rows(held_out, self.data_dtype)
         planned = epochs * (steps[0] or 0)
         with (
             train.running(rows, chunk, planned),
@@ -462,6 +474,10 @@ class ProbabilisticModel(keras.Model):
         finally:
             self._user_pace = outer[0]
             self._steps_per_execution.assign(outer[1])
+
+    def _placed(self, arrays: Any) -> Any:
+        """An array, or a list of arrays, as tensors."""
+        return execution.place(arrays, dtype=self.data_dtype)[0]
 
     def _with_targets(self, data: inputs.Data | None) -> inputs.Data | None:
         """Targets for weighted arrays without them, of which Keras would drop the weights."""
@@ -532,9 +548,9 @@ def _lengths(
     return steps, max(part.batch_bytes(own) for part, own in present)
 
 
-def _rows(data: inputs.Data | None) -> Any:
+def _rows(data: inputs.Data | None, dtype: str) -> Any:
     """The arrays as tensors, which programs take batches from; None for streams of batches."""
-    return None if data is None or data.first else execution.place(*data[:3])
+    return None if data is None or data.first else execution.place(*data[:3], dtype=dtype)
 
 
 def build(model: Any, argument: str, shape: tuple[int, ...]) -> None:
