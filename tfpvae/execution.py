@@ -147,8 +147,9 @@ class Program:
             wanted = min(left, self.chunk)
             try:
                 rows = _map(lambda rows: of_any_length(rows, 1), self._rows)
+                specs = (_of_any_batch_size(iterator), rows, _NUMBER)
                 joined, taken = self._take.of(
-                    iterator, self._rows, tf.constant(wanted), specs=(iterator, rows, _NUMBER)
+                    iterator, self._rows, tf.constant(wanted), specs=specs
                 )
             except tf.errors.OutOfRangeError:
                 if not logs or self.calls:
@@ -258,6 +259,12 @@ class Traced:
 def of_any_length(rows: Any, ndims: int) -> Any:
     """The spec of rows whose first axes may be of any length."""
     return tf.TensorSpec([None] * ndims + rows.shape[ndims:], rows.dtype)
+
+
+def _of_any_batch_size(iterator: Any) -> Any:
+    """The spec of an iterator whose batches may be of any size: one trace serves them all."""
+    spec = _map(lambda leaf: of_any_length(leaf, 1), iterator.element_spec)
+    return tf.data.IteratorSpec(spec)
 
 
 def length(rows: Any) -> int:
