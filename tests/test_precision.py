@@ -35,7 +35,7 @@ FULL = {"float64": "float64"}  # the type of densities under a policy, float32 u
 # gradient gets through the draws.
 PARTNERS = {
     reals: (priors.StandardNormal, posteriors.DiagonalNormal, {}),
-    one_hot: (priors.OneHotCategorical, posteriors.OneHotCategorical, {"estimator": "vimco"}),
+    one_hot: (priors.OneHotCategorical, posteriors.OneHotCategorical, {"estimator": "score_function"}),
     simplex: (
         lambda shape: priors.RelaxedOneHotCategorical(shape, 0.7),
         lambda shape: posteriors.RelaxedOneHotCategorical(shape, 0.7),
@@ -77,7 +77,7 @@ def build(block):
     if role(block) != "likelihood":
         bits = block.values.__qualname__.startswith(integers.__qualname__)
         prior, posterior, settings = (
-            (priors.Bernoulli, posteriors.Bernoulli, {"estimator": "vimco"})
+            (priors.Bernoulli, posteriors.Bernoulli, {"estimator": "score_function"})
             if bits
             else PARTNERS[block.values]
         )
