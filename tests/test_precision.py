@@ -35,7 +35,11 @@ FULL = {"float64": "float64"}  # the type of densities under a policy, float32 u
 # gradient gets through the draws.
 PARTNERS = {
     reals: (priors.StandardNormal, posteriors.DiagonalNormal, {}),
-    one_hot: (priors.OneHotCategorical, posteriors.OneHotCategorical, {"estimator": "score_function"}),
+    one_hot: (
+        priors.OneHotCategorical,
+        posteriors.OneHotCategorical,
+        {"estimator": "score_function"},
+    ),
     simplex: (
         lambda shape: priors.RelaxedOneHotCategorical(shape, 0.7),
         lambda shape: posteriors.RelaxedOneHotCategorical(shape, 0.7),

@@ -395,6 +395,8 @@ def as_shape(argument: str, value: Any) -> tuple[int, ...]:
         exact = False
     if not exact or isinstance(value, (bool, str)) or min(shape, default=1) < 1:
         raise ValueError(f"{argument}: got {value!r}, wanted a size or a tuple of sizes, all >= 1")
+    if math.prod(shape) >= 2**31:
+        raise ValueError(f"{argument}: got {value!r}, wanted fewer numbers than 2^31")
     return shape
 
 
@@ -448,7 +450,7 @@ def build_generator(
     size = math.prod(event_shape)
     if noise_size is not None:
         noise_size = checks.positive_integer("noise_size", noise_size)
-    if noise not in ("normal", "uniform"):
+    if not checks.one_of(noise, ("normal", "uniform")):
         raise ValueError(f"noise: got {noise!r}, wanted 'normal' or 'uniform'")
     check_network("network", network)
     build_network("network", network, context_size + (noise_size or size), size)

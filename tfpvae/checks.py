@@ -4,7 +4,7 @@ import itertools
 import math
 import numbers
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,59 @@ def positive_integer(argument: str, value: Any) -> int:
         raise TypeError(f"{argument}: got {value!r}, wanted a positive integer")
     if value < 1:
         raise ValueError(f"{argument}: got {value}, wanted a positive integer")
+    if value >= 2**31:
+        raise ValueError(f"{argument}: got {value}, wanted an integer of 32 bits")
     return int(value)
+
+
+def flag(argument: str, value: Any) -> bool:
+    """The value as a bool; TypeError unless it is one: "no" would count as True."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{argument}: got {value!r}, wanted True or False")
+    return bool(value)
+
+
+def one_of(value: Any, choices: Iterable[str]) -> bool:
+    """Whether the value is a string, and one of the choices."""
+    return isinstance(value, str) and value in choices
+
+
+def mapping(argument: str, value: Any) -> dict[str, Any]:
+    """The value as a dictionary by names, empty for None; TypeError unless it is a mapping."""
+    if not isinstance(value, Mapping | None):
+        raise TypeError(f"{argument}: got {value!r}, wanted a dictionary")
+    return dict(value or {})
+
+
+def sequence(argument: str, value: Any, wanted: str) -> list[Any]:
+    """The items of the value as a list; TypeError if it is a string, or has none."""
+    items = isinstance(value, Iterable) and not isinstance(value, (str, bytes, tf.Tensor, type))
+    if not items or np.ndim(value if isinstance(value, np.ndarray) else [0]) < 1:
+        raise TypeError(f"{argument}: got {value!r}, wanted {wanted}")
+    return list(value)
+
+
+def made(argument: str, make: Callable[[Any], Any], value: Any) -> Any:
+    """What Keras makes of a name or a configuration; an error names the argument."""
+    try:
+        return make(value)
+    except (AttributeError, TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{argument}: got {value!r}, wanted what Keras knows by that: {error}") from None
+
+
+def fit_settings(settings: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError for arguments of Keras's `fit` that it does not check."""
+    epochs, share = settings.get("epochs", 1), settings.get("validation_split")
+    if isinstance(epochs, bool) or not isinstance(epochs, (int, np.integer)):
+        raise TypeError(f"epochs: got {epochs!r}, wanted an integer")
+    if not 0 <= epochs < 2**31:
+        raise ValueError(f"epochs: got {epochs}, wanted an integer >= 0 of 32 bits")
+    if share is not None:
+        number("validation_split", share, "a number >= 0 and < 1", lambda part: 0 <= part < 1)
+    for name in ("batch_size", "validation_batch_size"):
+        if settings.get(name) is not None:
+            positive_integer(name, settings[name])
 
 
 def number(argument: str, value: Any, wanted: str, allowed: Callable[[float], bool]) -> float:
@@ -61,6 +113,10 @@ def as_array(argument: str, values: Any) -> np.ndarray:
         array = np.asarray(values)
     except ValueError as error:
         raise ValueError(f"{argument}: got rows of different lengths ({error})") from None
+    except (TypeError, tf.errors.OpError) as error:
+        raise TypeError(
+            f"{argument}: got {type(values).__name__}, wanted an array ({error})"
+        ) from None
     if array.dtype == object and hasattr(values, "dtypes") and _numeric(array):
         array = array.astype("float64")  # A table of columns of several numeric types.
     if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":

@@ -84,7 +84,7 @@ def load(
         near = difflib.get_close_matches(name.lower(), _MAX_LEVEL, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         known = ", ".join(map(repr, _MAX_LEVEL))
-        raise ValueError(f"there is no data set named {name!r}; the names are {known}.{hint}")
+        raise ValueError(f"name: got {name!r}, wanted one of {known}.{hint}")
     if path is not None and not isinstance(path, str | os.PathLike):
         raise TypeError(f"path must be a string or a path, not {type(path).__name__}")
     for option, value in (("scale", scale), ("flatten", flatten)):

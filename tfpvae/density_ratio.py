@@ -107,7 +107,7 @@ class DensityRatio(training.ProbabilisticModel):
     ) -> None:
         super().__init__(seed, **kwargs)
         blocks.check_network("network", network)
-        if scoring_rule not in SCORING_RULES:
+        if not checks.one_of(scoring_rule, SCORING_RULES):
             raise ValueError(
                 f"scoring_rule: got {scoring_rule!r}, wanted one of {', '.join(SCORING_RULES)}"
             )

@@ -349,7 +349,8 @@ class Progress:
 
     def __init__(self, target: int, verbose: Any) -> None:
         self._bar = keras.utils.Progbar(target, interval=0.2, unit_name="example")
-        self._target, self._shown, self._auto = target, verbose == 1, verbose == "auto"
+        shown, auto = isinstance(verbose, int) and verbose == 1, isinstance(verbose, str)
+        self._target, self._shown, self._auto = target, shown, auto and verbose == "auto"
         self._start = time.monotonic()
 
     def update(self, current: int) -> None:

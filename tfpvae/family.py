@@ -251,7 +251,7 @@ def nonlinear_gaussian_belief_network(
     Source: Frey and Hinton, "Variational Learning in Nonlinear Gaussian Belief Networks", 1999.
     """
     shape, sizes = _event_shape(event_shape), _latent_sizes(latent_sizes)
-    activation = keras.activations.get(activation)
+    activation = checks.made("activation", keras.activations.get, activation)
 
     def generate(size: int, block: Any) -> Any:
         num = math.prod(block.event_shape)

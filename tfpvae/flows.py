@@ -110,7 +110,7 @@ class _Residual(Flow):
 
     def __init__(self, num_layers: int, *, amortized: bool = True, **kwargs: Any) -> None:
         super().__init__(num_layers, **kwargs)
-        self.amortized = bool(amortized)
+        self.amortized = checks.flag("amortized", amortized)
 
     def build(self, input_shape: Any) -> None:
         """Make the weights for vectors of the last axis' size."""
@@ -457,7 +457,7 @@ class _Networks(Flow):
         if not hidden_units:
             raise ValueError("hidden_units: got none, wanted at least one hidden layer")
         self.hidden_units = tuple(checks.positive_integer("hidden_units", n) for n in hidden_units)
-        self.activation = keras.activations.get(activation)
+        self.activation = checks.made("activation", keras.activations.get, activation)
         if context_size != 0:
             context_size = checks.positive_integer("context_size", context_size)
         self.context_size = int(context_size)

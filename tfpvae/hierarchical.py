@@ -152,7 +152,7 @@ class HierarchicalVAE(models.VAE):
 
     def split(self, z: Any) -> list[Any]:
         """The layers z_1, ..., z_L, each `[..., *event_shape_l]`, of z `[..., D]`."""
-        return distributions.split(tf.convert_to_tensor(z), self.event_shapes)
+        return distributions.split(self._given_codes(z), self.event_shapes)
 
     def compile(
         self, optimizer: Any = "rmsprop", loss: Any = None, *, objective: Any = None, **kwargs: Any
@@ -238,7 +238,7 @@ class _Parts:
     """The networks of a hierarchy, checked, and what they are put together to."""
 
     def __init__(self, prior: Any, encoders: Any, decoders: Any, inference: str) -> None:
-        if inference not in INFERENCE:
+        if not checks.one_of(inference, INFERENCE):
             raise ValueError(
                 f"inference: got {inference!r}, wanted one of {', '.join(map(repr, INFERENCE))}"
             )

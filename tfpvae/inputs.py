@@ -65,6 +65,7 @@ class Data(NamedTuple):
 
     def split(self, share: float) -> tuple["Data", "Data"]:
         """The first rows of arrays, and the last ones, which are that share of them."""
+        checks.fit_settings({"validation_split": share})
         start = math.floor(len(self.x) * (1.0 - share))
         if not 0 < start < len(self.x):
             raise ValueError(
@@ -112,18 +113,19 @@ def read(names: tuple[str, str, str], x: Any, y: Any, weight: Any, missing: bool
         return Data(stream, y, weight, (first_x, first_y, first_weight))
     x = checks.as_array(names[0], x)
     y = None if y is None else checks.as_array(names[1], y)
+    weight = None if weight is None else checks.as_array(names[2], weight)
     for name, values in ((names[1], y), (names[2], weight)):
         if values is not None and np.shape(values)[:1] != x.shape[:1]:
             raise ValueError(
                 f"{name}: got shape {np.shape(values)}, wanted {len(x)} rows, as many as "
                 f"{names[0]} has"
             )
-    if weight is not None:
-        weight = checks.as_array(names[2], weight)
-        if weight.shape != x.shape[:1] or not (np.isfinite(weight).all() and (weight >= 0).all()):
-            raise ValueError(
-                f"{names[2]}: got shape {weight.shape}, wanted {x.shape[:1]} finite numbers >= 0"
-            )
+    if weight is not None and not (
+        weight.shape == x.shape[:1] and np.isfinite(weight).all() and (weight >= 0).all()
+    ):
+        raise ValueError(
+            f"{names[2]}: got shape {weight.shape}, wanted {x.shape[:1]} finite numbers >= 0"
+        )
     return Data(x, y, weight)
 
 

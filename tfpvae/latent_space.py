@@ -140,7 +140,7 @@ def interpolate(z0: Any, z1: Any, num: int = 10, path: str = "line") -> np.ndarr
         raise ValueError(f"z1: got shape {z1.shape}, wanted {z0.shape}, that of z0") from None
     if checks.positive_integer("num", num) < 2:
         raise ValueError(f"num: got {num}, wanted at least 2, for both ends")
-    if path not in _PATHS:
+    if not checks.one_of(path, _PATHS):
         raise ValueError(f"path: got {path!r}, wanted one of {', '.join(_PATHS)}")
     t = np.linspace(0.0, 1.0, num)[:, None]
     z0, z1 = z0[..., None, :], z1[..., None, :]

@@ -87,13 +87,13 @@ class DistributionLayer(blocks.Block):
         distribution = _distribution_class(distribution)
         arguments = _arguments(distribution)
         named = {*arguments} - {"name", "dtype"}  # Those two are Keras's.
-        hidden = dict(fixed or {})
+        hidden = checks.mapping("fixed", fixed)
         fixed = {name: kwargs.pop(name) for name in list(kwargs) if name in named}
         _refuse_unknown(distribution, named, (*kwargs, *({*hidden} - named)))
         conversion = blocks.Conversion(convert_to_tensor_fn, num_samples)
         super().__init__(event_shape, conversion, **kwargs)
         self._distribution_class = distribution
-        self._constraints = dict(constraints or {})
+        self._constraints = checks.mapping("constraints", constraints)
         if sample_dtype is not None and "dtype" not in arguments:
             raise TypeError(
                 f"sample_dtype: got {sample_dtype!r}, but the dtype of tfd.{distribution.__name__} "

@@ -963,7 +963,11 @@ def _named_columns(columns: Any, names: Any) -> dict[str, Any]:
         columns, names = list(columns.values()), list(columns)
     if not isinstance(columns, (list, tuple)):
         raise TypeError(f"columns: got {columns!r}, wanted a dict or a list of blocks")
-    names = [str(i) for i in range(len(columns))] if names is None else list(names)
+    names = (
+        [str(i) for i in range(len(columns))]
+        if names is None
+        else checks.sequence("names", names, "a list of strings")
+    )
     if not columns:
         raise ValueError("columns: got none, wanted at least one block")
     if len(set(names)) != len(columns) or not all(isinstance(name, str) for name in names):

@@ -71,7 +71,8 @@ class LocalParameters(keras.layers.Layer):
         x = checks.as_array("x", x)
         if len(x) != self.num_data:
             raise ValueError(f"x: got {len(x)} examples, wanted num_data={self.num_data} of them")
-        keys = _keys(tf.convert_to_tensor(x, self.dtype)).numpy()
+        with np.errstate(over="ignore"):  # The model says what is out of its range.
+            keys = _keys(tf.convert_to_tensor(x, self.dtype)).numpy()
         order = np.argsort(keys, kind="stable")
         if not int(self.adapted):
             self.keys.assign(keys[order])

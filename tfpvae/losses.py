@@ -62,7 +62,10 @@ def log_likelihood(y_true: Any, y_pred: Any) -> Any:
             f"negative_log_prob: got the model output {y_pred!r}, wanted a distribution: end the "
             "model in a block of tfpvae.likelihoods"
         )
-    y_true = tf.convert_to_tensor(y_true)
+    try:
+        y_true = tf.convert_to_tensor(y_true)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"y_true: got {y_true!r:.60}, wanted an array or a tensor") from error
     if distribution.dtype.is_floating or y_true.dtype.is_integer:
         y_true = tf.cast(y_true, distribution.dtype)
     batch_ndims = _check_shape(y_true.shape, distribution)

@@ -611,7 +611,7 @@ class Annealing:
     def __post_init__(self) -> None:
         for name in ("num_steps", "num_leapfrog_steps"):
             checks.positive_integer(name, getattr(self, name))
-        if self.proposal not in _PROPOSALS:
+        if not checks.one_of(self.proposal, _PROPOSALS):
             raise ValueError(
                 f"proposal: got {self.proposal!r}, wanted one of {', '.join(map(repr, _PROPOSALS))}"
             )

@@ -169,7 +169,9 @@ class MixedRegression(regression.BayesianRegression):
         **kwargs: Any,
     ) -> None:
         super().__init__(likelihood, **kwargs)
-        self._random = [random] if isinstance(random, str) else [*map(str, random)]
+        wanted = "a list of names of columns, or 'intercept'"
+        names = [random] if isinstance(random, str) else checks.sequence("random", random, wanted)
+        self._random = [*map(str, names)]
         if not self._random or len({*self._random}) < len(self._random):
             raise ValueError(f"random: got {self._random}, wanted different names, at least one")
         if group_scale is None:
@@ -180,7 +182,7 @@ class MixedRegression(regression.BayesianRegression):
             self._scale_prior = _checked_prior(group_scale)
         else:
             self._known_scale = _checked_scale(group_scale)
-        self._correlated = bool(correlated)
+        self._correlated = checks.flag("correlated", correlated)
         if self._correlated and self._known_scale is not None:
             raise ValueError("correlated: got True with known scales, wanted a prior of them")
         self._group_posterior = group_posterior

@@ -468,6 +468,7 @@ class VAE(training.ProbabilisticModel):
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> np.ndarray:
         """The mean of `predict_distribution(x)`, in batches, as `keras.Model.predict`."""
+        checks.fit_settings(kwargs)
         if not isinstance(x, (tf.data.Dataset, keras.utils.Sequence)):
             x = self._data(x)
         return super().predict(x, *args, **kwargs)
@@ -759,15 +760,17 @@ class VAE(training.ProbabilisticModel):
             z = tf.ensure_shape(z, [None] * lead + list(self.prior.event_shape))
         return z if z.dtype.is_floating else tf.cast(z, self.prior.dtype)
 
-    def _given_codes(self, z: Any) -> Any:
+    def _given_codes(self, given: Any) -> Any:
         """The z that a user gives, checked; of a tensor the gradients go on."""
-        checks.refuse_keras3("z", z)
-        z = (
-            tf.cast(z, self.prior.dtype)
-            if tf.is_tensor(z)
-            else self._placed(checks.as_array("z", z))
-        )
+        checks.refuse_keras3("z", given)
+        if tf.is_tensor(given):
+            z = tf.cast(given, self.prior.dtype)
+        else:
+            with np.errstate(over="ignore"):  # What is too large for the type is found below.
+                z = self._placed(checks.as_array("z", given))
         ndims = len(self.prior.event_shape)
+        if not tf.is_tensor(given) and not np.isfinite(z).all():
+            raise ValueError("z: got NaN or infinite values, wanted finite numbers")
         if z.shape.rank < ndims or tuple(z.shape[z.shape.rank - ndims :]) != self.prior.event_shape:
             wanted = ", ".join(map(str, ("...", *self.prior.event_shape)))
             raise ValueError(f"z: got shape {tuple(z.shape)}, wanted ({wanted})")

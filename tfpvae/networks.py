@@ -192,7 +192,7 @@ class AppendParameters(keras.layers.Layer):
         if not isinstance(shared, bool):
             raise TypeError(f"shared: got {shared!r}, wanted True or False")
         self.shared = shared
-        self.initializer = keras.initializers.get(initializer)
+        self.initializer = checks.made("initializer", keras.initializers.get, initializer)
         self.input_spec = keras.layers.InputSpec(min_ndim=2)
         self.parameters = self.add_weight(
             name="parameters", shape=(1 if shared else self.size,), initializer=self.initializer

@@ -249,7 +249,7 @@ class Objective:
         if num_samples is not None:
             num_samples = checks.positive_integer("num_samples", num_samples)
         estimator = self.estimators[0] if estimator is None else estimator
-        if estimator not in self.estimators:
+        if not checks.one_of(estimator, self.estimators):
             raise ValueError(
                 f"estimator: got {estimator!r}, wanted one of {', '.join(self.estimators)} for "
                 f"{self.title()}{self._hint(estimator)}"
@@ -682,7 +682,7 @@ class ELBO(Objective):
                 "None: it takes all states"
             )
         self.temperature = temperature
-        self.straight_through = bool(straight_through)
+        self.straight_through = checks.flag("straight_through", straight_through)
         self.prior_temperature = prior_temperature
 
     def _relaxed_sample(self, posterior: Any, prior: Any, z: Any) -> Sample:
@@ -974,7 +974,7 @@ class FDivergence(Objective):
         estimator: str | None = None,
         **kwargs: Any,
     ) -> None:
-        if discrepancy_fn not in _DISCREPANCIES:
+        if not callable(discrepancy_fn) or discrepancy_fn not in _DISCREPANCIES:
             raise ValueError(
                 f"discrepancy_fn: got {discrepancy_fn!r}, wanted the name of a function of tfp.vi: "
                 f"{', '.join(_DISCREPANCIES)}"
@@ -1186,7 +1186,7 @@ class AdversarialELBO(Objective):
         if not isinstance(discriminator, density_ratio.DensityRatio):
             blocks.check_network("discriminator", discriminator)
             discriminator = density_ratio.DensityRatio(discriminator, seed=0)
-        self.adaptive_contrast = bool(adaptive_contrast)
+        self.adaptive_contrast = checks.flag("adaptive_contrast", adaptive_contrast)
         self.num_updates = checks.positive_integer("num_updates", num_updates)
         self.discriminator = discriminator
         self._prior_has_density = True
@@ -1341,8 +1341,9 @@ def renyi_bound(log_weights: Any, alpha: float) -> Any:
 
     Source: Li and Turner, "Renyi Divergence Variational Inference", 2016.
     """
-    power = 1.0 - alpha
-    log_weights = tf.convert_to_tensor(log_weights)
+    power = 1.0 - checks.number("alpha", alpha, "a finite number", math.isfinite)
+    if not tf.is_tensor(log_weights):
+        log_weights = tf.convert_to_tensor(checks.as_array("log_weights", log_weights))
     mean = tf.reduce_mean(log_weights, axis=0)
     if power == 0.0:
         return mean

@@ -431,8 +431,13 @@ def imputations(
       >>> [tick.get_text() for tick in ax.get_yticklabels()]
       ['original', 'observed', 'zeros']
     """
-    seen = np.asarray(observed)
+    try:
+        seen = np.asarray(observed)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"observed must be a rectangular array: {error}") from error
     gaps = np.isnan(seen) if seen.dtype.kind == "f" else np.zeros(seen.shape, bool)
+    if not isinstance(imputed, Mapping):
+        raise TypeError(f"imputed must be a dictionary of images, got {type(imputed).__name__}")
     given = {"original": originals, "observed": np.where(gaps, seen.dtype.type(0), seen), **imputed}
     arguments = {"original": "originals", "observed": "observed"}
     rows = {
@@ -508,7 +513,7 @@ def intervals(
                 f"draws must be [S] or [S, K], the same for all names, got {list(row.shape)} for "
                 f"{name!r}"
             )
-    inner, outer = _probabilities(probabilities)
+    inner, outer = _probabilities("probabilities", probabilities, 2)
     values = np.stack(list(rows.values())).reshape(len(rows), shape[0], -1)
     count = values.shape[2]
     names = [str(k) for k in range(count)] if labels is None else [*map(str, labels)]
@@ -602,7 +607,7 @@ def calibration(
     _check_between_0_and_1("probs", predicted)
     if not isinstance(num_bins, numbers.Integral) or num_bins < 1:
         raise ValueError(f"num_bins must be a positive integer, got {num_bins!r}")
-    (probability,) = _probabilities((probability,))
+    (probability,) = _probabilities("probability", (probability,), 1)
     bins = np.minimum((predicted * num_bins).astype(int), num_bins - 1)
     counts = np.bincount(bins, minlength=num_bins)
     kept = counts > 0
@@ -688,7 +693,7 @@ def contours(
             f"values must be [{len(x2)}, {len(x1)}], a row for each of x2 and a column for each of "
             f"x1, got {list(values.shape)}"
         )
-    classes = _classes_of_points(points, labels)
+    classes = _classes_of_points("points", points, labels)
     ax = _axes(ax, (6.4, 5.0))
     steps: Any = 10 if levels is None else _increasing("levels", levels)
     filled = ax.contourf(x1, x2, values, levels=steps, cmap=cmap)
@@ -928,6 +933,8 @@ def weight_histogram(
     if found.ndim != 1:
         raise ValueError(f"values must be [N], got {list(found.shape)}")
     ax = _axes(ax, (7.0, 3.6))
+    if not isinstance(threshold, (float, int, np.number)) or not math.isfinite(threshold):
+        raise TypeError(f"threshold must be a finite number, got {threshold!r}")
     left, right = min(found.min(), threshold), max(found.max(), threshold)
     width = max(right - left, 1e-3) / 40
     # The threshold is an edge, so that no bar is half good.
@@ -986,7 +993,9 @@ def aggregate_posterior(
     prior = _numbers("prior_z", prior_z)
     if prior.ndim != 2 or prior.shape[1] != 2:
         raise ValueError(f"prior_z must be [M, 2], got {list(prior.shape)}")
-    groups = _classes_of_points(z, labels)
+    if not isinstance(names, (list, tuple)) or len(names) != 2:
+        raise TypeError(f"names must be two strings, got {names!r}")
+    groups = _classes_of_points("z", z, labels)
     ax = _axes(ax, (5.0, 4.6))
     cells = ax.hexbin(prior[:, 0], prior[:, 1], gridsize=40, cmap="Greys", mincnt=1, linewidths=0)
     most = float(np.max(np.asarray(cells.get_array())))
@@ -1114,12 +1123,16 @@ def _mapping(name: str, value: Any) -> dict[str, Any]:
     return {str(key): item for key, item in value.items()}
 
 
-def _probabilities(values: tuple[float, ...]) -> list[float]:
+def _probabilities(argument: str, values: tuple[float, ...], num: int) -> list[float]:
     """Make floats of increasing probabilities of intervals."""
-    found = [float(value) for value in values]
-    if not all(low < high for low, high in itertools.pairwise([0.0, *found, 1.0])):
+    try:
+        found = [float(value) for value in values]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{argument} must be numbers between 0 and 1, got {values!r}") from error
+    rises = all(low < high for low, high in itertools.pairwise([0.0, *found, 1.0]))
+    if not rises or len(found) != num:
         raise ValueError(
-            f"probabilities must be between 0 and 1 and increase, got {', '.join(map(str, found))}"
+            f"{argument} must be between 0 and 1 and increase, got {', '.join(map(str, found))}"
         )
     return found
 
@@ -1136,15 +1149,15 @@ def _increasing(name: str, value: Any) -> np.ndarray:
     return array
 
 
-def _classes_of_points(points: Any, labels: Any) -> dict[str, np.ndarray]:
+def _classes_of_points(argument: str, points: Any, labels: Any) -> dict[str, np.ndarray]:
     """Split points [P, 2] by their label."""
     if points is None:
         if labels is not None:
             raise ValueError("labels are of points, got no points")
         return {}
-    array = _numbers("points", points)
+    array = _numbers(argument, points)
     if array.ndim != 2 or array.shape[1] != 2:
-        raise ValueError(f"points must be [P, 2], got {list(array.shape)}")
+        raise ValueError(f"{argument} must be [P, 2], got {list(array.shape)}")
     if labels is None:
         return {"": array}
     found = np.asarray(labels)

@@ -49,7 +49,7 @@ class Prior(layers.DistributionLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(distribution, event_shape, **kwargs)
-        self._initial = dict(initial or {})
+        self._initial = checks.mapping("initial", initial)
         serialization.to_json(f"{self.name}: initial", self._initial)  # What a file cannot hold.
         weights = self._unconstrained(self._initial)
         if self.params_size:
@@ -175,7 +175,9 @@ class Normal(Prior):
         self, event_shape: Any, *, initial: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> None:
         start = {} if "scale" in kwargs else {"scale": 1.0}
-        super().__init__(tfd.Normal, event_shape, initial=start | dict(initial or {}), **kwargs)
+        super().__init__(
+            tfd.Normal, event_shape, initial=start | checks.mapping("initial", initial), **kwargs
+        )
 
 
 @keras.saving.register_keras_serializable("tfpvae.priors")
@@ -375,7 +377,7 @@ class StudentT(Prior):
         initial: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        self._shared = bool(shared)
+        self._shared = checks.flag("shared", shared)
         if shared and len(blocks.as_shape("event_shape", event_shape)) != 1:
             raise ValueError(
                 f"shared: got True with event_shape={event_shape!r}, wanted that of a vector, "
@@ -384,7 +386,9 @@ class StudentT(Prior):
         distribution = distributions.MultivariateStudentT if shared else tfd.StudentT
         first = {"df": 4.0, "scale": 1.0}
         start = {name: value for name, value in first.items() if name not in kwargs}
-        super().__init__(distribution, event_shape, initial=start | dict(initial or {}), **kwargs)
+        super().__init__(
+            distribution, event_shape, initial=start | checks.mapping("initial", initial), **kwargs
+        )
 
     def get_config(self) -> dict[str, Any]:
         """The configuration: JSON."""
@@ -440,7 +444,7 @@ class NormalMixture(Prior):
     ) -> None:
         shape = blocks.as_shape("event_shape", event_shape)
         self._num_components = checks.positive_integer("num_components", num_components)
-        self._full_rank = bool(full_rank)
+        self._full_rank = checks.flag("full_rank", full_rank)
         self._seed = random.randrange(2**32) if seed is None else _seed(seed)
         if full_rank and len(shape) != 1:
             raise ValueError(f"full_rank: got True with event_shape={shape}, wanted a vector")
@@ -453,7 +457,7 @@ class NormalMixture(Prior):
         start = {
             name: value for name, value in (("loc", spread), (scale, unit)) if name not in kwargs
         }
-        self._given = dict(initial or {})
+        self._given = checks.mapping("initial", initial)
         super().__init__(distribution, shape, initial=start | self._given, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
@@ -540,10 +544,10 @@ class VampPrior(Prior):
             num_components, input_shape = array.shape[0], array.shape[1:]
         self._num_components = checks.positive_integer("num_components", num_components)
         self._input = blocks.as_shape("input_shape", input_shape)
-        self._learn_weights = bool(learn_weights)
+        self._learn_weights = checks.flag("learn_weights", learn_weights)
         if initializer is None:
             initializer = keras.initializers.RandomNormal(stddev=1.0)
-        self._initializer = keras.initializers.get(initializer)
+        self._initializer = checks.made("initializer", keras.initializers.get, initializer)
         if learn_weights and "logits" in kwargs:
             raise ValueError("logits: got them fixed and learn_weights=True, wanted one of the two")
         weights = {} if learn_weights else {"logits": 0.0}

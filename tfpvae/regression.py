@@ -139,10 +139,13 @@ class BayesianRegression(training.ProbabilisticModel):
                 f"posterior: got {posterior!r}, wanted a block, or a function that makes one for D "
                 "coefficients, such as posteriors.DiagonalNormal"
             )
-        if not 0.0 < float(intercept_scale) < np.inf:
-            raise ValueError(f"intercept_scale: got {intercept_scale!r}, wanted a number > 0")
+        intercept_scale = checks.positive_number("intercept_scale", intercept_scale)
+        if depends is not None:
+            depends = checks.sequence("depends", depends, "a list of names of parameters")
+        if class_names is not None:
+            class_names = checks.sequence("class_names", class_names, "a list of names")
         names = [parameter.name for parameter in likelihood.free]
-        unknown = sorted({*(depends or ())} - {*names})
+        unknown = [name for name in depends or () if name not in names]
         if unknown or depends == []:
             raise ValueError(f"depends: got {list(depends or ())}, wanted some of {names}")
         self.likelihood = likelihood
@@ -153,8 +156,8 @@ class BayesianRegression(training.ProbabilisticModel):
         self._fit_intercept = (
             "cutpoints" not in names if fit_intercept is None else bool(fit_intercept)
         )
-        self._intercept_scale = float(intercept_scale)
-        self._standardize = bool(standardize)
+        self._intercept_scale = intercept_scale
+        self._standardize = checks.flag("standardize", standardize)
         self._num_draws = checks.positive_integer("num_samples", num_samples)
         self._class_names: Any = None if class_names is None else [*class_names]
         self._feature_names: Any = None if feature_names is None else [*map(str, feature_names)]

@@ -423,7 +423,7 @@ class MaximumMeanDiscrepancy(_WithPrior, AggregateRegularizer):
     ) -> None:
         super().__init__(weight, num_samples=num_samples)
         _check_prior(distribution_b)
-        if kernel not in KERNELS:
+        if not checks.one_of(kernel, KERNELS):
             raise ValueError(f"kernel: got {kernel!r}, wanted one of {', '.join(KERNELS)}")
         if isinstance(length_scale, (list, tuple)):
             if not length_scale:
@@ -432,7 +432,7 @@ class MaximumMeanDiscrepancy(_WithPrior, AggregateRegularizer):
         elif length_scale is not None:
             length_scale = checks.positive_number("length_scale", length_scale)
         self.distribution_b, self.kernel, self.length_scale = distribution_b, kernel, length_scale
-        self.unbiased = bool(unbiased)
+        self.unbiased = checks.flag("unbiased", unbiased)
 
     def estimate(self, q: Any, z: Any) -> Any:
         """The squared maximum mean discrepancy, a scalar."""

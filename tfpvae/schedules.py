@@ -283,7 +283,7 @@ class PerLayer(Schedule):
 
     def __init__(self, weights: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.parts = list(weights)
+        self.parts = checks.sequence("weights", weights, "a list, a weight for each layer")
         if not self.parts:
             raise ValueError("kl_weight: got an empty list, wanted a weight for each layer")
         for i, weight in enumerate(self.parts):

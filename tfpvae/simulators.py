@@ -561,7 +561,7 @@ class SimulatorModel(training.ProbabilisticModel):
         Raises:
           ValueError: for another reference, numbers that are not positive.
         """
-        if reference not in _REFERENCES:
+        if not checks.one_of(reference, _REFERENCES):
             raise ValueError(f"reference: got {reference!r}, wanted one of {_REFERENCES}")
         counts = {
             "num_samples": num_samples,
@@ -752,7 +752,7 @@ class SimulatorModel(training.ProbabilisticModel):
         """
         checks.positive_integer("num", num)
         source = source or _SOURCES[self.is_amortized]
-        if source not in _SOURCES or (source == "posterior" and self.is_amortized):
+        if not checks.one_of(source, _SOURCES) or (source == "posterior" and self.is_amortized):
             wanted = "'prior'" if self.is_amortized else "'posterior' or 'prior'"
             raise ValueError(f"source: got {source!r}, wanted {wanted}")
         seed = self.noise.next() if seed is None else noise.as_seed(seed)

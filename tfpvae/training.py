@@ -3,8 +3,10 @@
 import contextlib
 import functools
 import math
+import os
 import pathlib
 import tempfile
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -152,6 +154,8 @@ class ProbabilisticModel(keras.Model):
 
         `steps_per_execution` and `jit_compile` are chosen by `fit`, if you do not choose them.
         """
+        if isinstance(optimizer, (list, tuple, dict, set)):  # Which Keras takes for several.
+            raise TypeError(f"optimizer: got {optimizer!r}, wanted one of keras.optimizers")
         self._chosen_pace = kwargs.get("steps_per_execution") is not None
         self._has_metrics = bool(kwargs.get("metrics") or kwargs.get("weighted_metrics"))
         # An empty list tells Keras that sample weights are meant for the loss alone.
@@ -172,6 +176,8 @@ class ProbabilisticModel(keras.Model):
           ValueError: for another format.
           OSError: if the disk is full; a file that was there is as it was.
         """
+        if not isinstance(filepath, (str, os.PathLike)):
+            raise TypeError(f"filepath: got {filepath!r}, wanted a path that ends in .keras")
         path = pathlib.Path(filepath)
         if path.suffix != ".keras" or kwargs.get("save_format") not in (None, "keras"):
             raise ValueError(f"filepath: got {str(filepath)!r}, wanted a name that ends in .keras")
@@ -333,6 +339,7 @@ class ProbabilisticModel(keras.Model):
         **settings: Any,
     ) -> Any:
         """Keras's `fit` on data that have been checked; the settings are its arguments."""
+        checks.fit_settings(settings)
         if class_weight is not None:
             raise ValueError("class_weight: the model has no classes; use sample_weight")
         self._eval_data_handler = None  # What a `fit` that failed left behind.
@@ -359,6 +366,19 @@ class ProbabilisticModel(keras.Model):
             history = resume.finish()
         self.check_trained()
         return history
+
+    def _warn_of_nan(self) -> None:
+        """Warn if training has ended in NaN, which no later step would mend."""
+        for weight in self.trainable_variables:
+            if not bool(tf.reduce_all(tf.math.is_finite(weight))):
+                warnings.warn(
+                    f"loss: got NaN or infinite values on the way, and now the weight "
+                    f"{weight.name!r} is not finite: are there huge numbers in x, or is the "
+                    "learning rate too large? keras.callbacks.TerminateOnNaN() stops at once",
+                    UserWarning,
+                    stacklevel=5,
+                )
+                return
 
     def check_trained(self) -> None:
         """Warn of what a user should know when `fit` has ended."""

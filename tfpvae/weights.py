@@ -51,7 +51,7 @@ class Parameters(keras.layers.Layer):
         kwargs["dtype"] = blocks.full_precision(kwargs.get("dtype"))
         super().__init__(**kwargs)
         self.size = checks.positive_integer("size", size)
-        self.initializer = keras.initializers.get(initializer)
+        self.initializer = checks.made("initializer", keras.initializers.get, initializer)
         self.parameters = self.add_weight(
             name="parameters", shape=(1, self.size), initializer=self.initializer
         )
@@ -152,8 +152,8 @@ class BayesianDense(keras.layers.Layer):
         kwargs["dtype"] = blocks.full_precision(kwargs.get("dtype"))
         super().__init__(**kwargs)
         self.units = checks.positive_integer("units", units)
-        self.activation = keras.activations.get(activation)
-        self.use_bias = bool(use_bias)
+        self.activation = checks.made("activation", keras.activations.get, activation)
+        self.use_bias = checks.flag("use_bias", use_bias)
         self.num_data = _num_data(num_data)
         self.prior = priors.StandardNormal((), dtype=self.dtype) if prior is None else prior
         _check_prior(self.prior)
@@ -162,7 +162,9 @@ class BayesianDense(keras.layers.Layer):
             posterior = posteriors.DiagonalNormal((), dtype=self.dtype)
         _check_posterior(posterior)
         self._posterior = posterior
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.kernel_initializer = checks.made(
+            "kernel_initializer", keras.initializers.get, kernel_initializer
+        )
         self.initial_scale = _scale(initial_scale)
         self._regularizer = regularizers.KLDivergenceRegularizer(
             self.prior, weight=1 / self.num_data
