@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help demo test test-long check format test-oldest study bench clean
+.PHONY: help demo test test-long check format test-oldest study bench reliability clean
 .DEFAULT_GOAL := help
 
 help:  ## what can be made
@@ -45,6 +45,9 @@ $(VENV)/.bench: $(VENV)/.installed
 
 bench: $(VENV)/.bench  ## measure the speed beside others, 15 minutes: docs/speed-table.md and docs/figures/speed.png
 	$(BIN)/python tests/benchmarks/run.py --output docs
+
+reliability: $(VENV)/.installed  ## try to break it, hours: the table of docs/reliability.md
+	$(BIN)/python tests/reliability.py
 
 clean:  ## remove the environments and everything made
 	rm -rf .venv .venv-oldest demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -196,10 +196,14 @@ def _ragged(x):
     return [[0.0] * (1 + i % 2) for i in range(len(x))]
 
 
+def _cast(dtype, x):
+    return x.astype(dtype)
+
+
 # What may become of data on the way: each takes an array [N, ...].
 MUTATIONS = {
     **{
-        f"as {dtype}": (lambda dtype: lambda x: x.astype(dtype))(dtype)
+        f"as {dtype}": functools.partial(_cast, dtype)
         for dtype in (
             "float64",
             "float16",

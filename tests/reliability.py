@@ -5,7 +5,6 @@ python tests/reliability.py inputs --share 0.1  one of them, with a tenth of the
 """
 
 import argparse
-import functools
 import gc
 import importlib
 import os
@@ -22,7 +21,6 @@ from typing import NamedTuple
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
-import tensorflow as tf
 import tf_keras as keras
 
 import tfpvae
@@ -210,3 +208,161 @@ def soak(share):
     remark = f"{before:.0f} to {after:.0f} MiB: {each:.2f} MiB a model"
     verdict = "flat" if after / before - 1.0 <= FLAT else "not flat"
     return [*found, row._replace(survived=verdict, remark=remark)]
+
+
+# What others try: modules beside this one.
+
+
+def count_row(what, found):
+    """The row of a module's counts: `{"tried": ..., "survived": ..., "remark": ...}`."""
+    return Row(what, str(found["tried"]), str(found["survived"]), str(found.get("remark", "")))
+
+
+def _beside(name):
+    """A module of this folder, None if there is none."""
+    sys.path.insert(0, str(FOLDER))
+    return importlib.import_module(name) if (FOLDER / f"{name}.py").exists() else None
+
+
+def kills(share):
+    """Training that is killed, and goes on as if it had not been."""
+    module = _beside("kills")
+    if module is None:
+        return []
+    return [count_row("kills survived", module.run(max(round(100 * share), 1), 0))]
+
+
+def files(share):
+    """Files that were corrupted: refused, or what they were."""
+    module = _beside("fuzz_files")
+    if module is None:
+        return []
+    return [count_row("corrupted files refused", module.run(max(round(500 * share), 5), 0))]
+
+
+NUM_INPUTS = 12_000
+
+
+def inputs(share, seed=0):
+    """Odd arguments of every public function, method and constructor."""
+    hostile = _beside("hostile")
+    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import seed as seeded
+
+    cases, shared = hostile.cases(), hostile.Shared()
+    each = max(round(NUM_INPUTS * share / len(cases)), 2)
+    progress, done = Progress("inputs", len(cases)), []
+    faults = {}
+    for path, case in cases.items():
+
+        @seeded(seed)
+        @settings(
+            max_examples=each,
+            deadline=None,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(hostile.examples(case))
+        def attempt(spoilt, path=path, case=case):
+            done.append(path)
+            fault = hostile.tried(shared, case, spoilt)
+            if fault:
+                faults.setdefault(path, []).append(fault)
+
+        attempt()
+        progress.update(len({*done}))
+    failed = sum(map(len, faults.values()))
+    for path, found in faults.items():
+        print(f"  {path}: {len(found)} times, as {found[0]}", flush=True)
+    remark = f"of {len(cases)} public callables" + (
+        f"; short: {', '.join(faults)}" if faults else ""
+    )
+    what = "odd inputs: a result, or an error that names the argument"
+    return [Row(what, str(len(done)), str(len(done) - failed), remark)]
+
+
+def _tests(what, *arguments):
+    """The row of pytest's cases."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder, "report.xml")
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        subprocess.run([*command, f"--junitxml={report}", *arguments], cwd=FOLDER.parent)
+        suite = re.search(r"<testsuite [^>]*>", report.read_text()).group()
+    count = {
+        name: int(re.search(rf'{name}="(\d+)"', suite).group(1))
+        for name in ("tests", "failures", "errors", "skipped")
+    }
+    tried = count["tests"] - count["skipped"]
+    survived = tried - count["failures"] - count["errors"]
+    skipped = f"{count['skipped']} skipped" if count["skipped"] else ""
+    return Row(what, f"{tried} cases", str(survived), skipped)
+
+
+def workers(share):
+    """Several workers: the tests of tests/test_distribute.py."""
+    test = FOLDER / "test_distribute.py"
+    return [_tests("cases of several workers", str(test))] if test.exists() else []
+
+
+def precisions(share):
+    """The tests of tests/test_precision.py: all of them, or with a small share the quick ones."""
+    marked = "not study" if share == 1.0 else "not study and not long"
+    test = str(FOLDER / "test_precision.py")
+    return [_tests("blocks and models in other precisions", test, "-m", marked)]
+
+
+SECTIONS = {
+    "kills": kills,
+    "files": files,
+    "inputs": inputs,
+    "workers": workers,
+    "precisions": precisions,
+    "soak": soak,
+}
+
+
+def updated(page, found):
+    """The page with the lines of these sections in place of what its table has of them."""
+    before, rest = page.split(MARKS[0], 1)
+    old, after = rest.split(MARKS[1], 1)
+    known = {}
+    for line in old.splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split(" | ")]
+        if cells[0] in SECTIONS:
+            known.setdefault(cells[0], []).append(line)
+    lines = ["", "| section | what | tried | survived | remark |", "|---|---|---|---|---|"]
+    for name in SECTIONS:
+        rows = found.get(name)
+        if rows:
+            lines += ["| " + " | ".join((name, *row)) + " |" for row in rows]
+        else:
+            lines += known.get(name, [f"| {name} | not run | | | |"])
+    return before + MARKS[0] + "\n".join([*lines, ""]) + MARKS[1] + after
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sections", nargs="*", help=f"some of {', '.join(SECTIONS)}; all if none")
+    parser.add_argument("--share", type=float, default=1.0, help="of the tries of each section")
+    parser.add_argument("--output", type=Path, default=PAGE, help="the page with the table")
+    options = parser.parse_args(arguments)
+    unknown = {*options.sections} - {*SECTIONS}
+    if unknown:
+        parser.error(f"sections: got {sorted(unknown)}, wanted some of {', '.join(SECTIONS)}")
+    if not 0.0 < options.share <= 1.0:
+        parser.error(f"--share: got {options.share}, wanted a number > 0 and <= 1")
+    for name in options.sections or SECTIONS:
+        print(f"{name}:", flush=True)
+        try:
+            rows = SECTIONS[name](options.share)
+        except Exception as error:  # One section that fails is a line of the table.
+            traceback.print_exc()
+            rows = [Row("the section itself", "", "failed", type(error).__name__)]
+        for row in rows:
+            print("  " + ": ".join(filter(None, row)), flush=True)
+        options.output.write_text(updated(options.output.read_text(), {name: rows}))
+
+
+if __name__ == "__main__":
+    main()
