@@ -114,6 +114,7 @@ def soaked(what, call, tried, model):
     growth = after / before - 1.0
     flat = growth <= FLAT
     remark = f"{before:.0f} to {after:.0f} MiB, {growth:+.1%}; {again} traces after the first call"
+    print(f"  {what}: {remark}", flush=True)
     return Row(what, f"{tried} calls", "flat" if flat and not again else "not flat", remark)
 
 

@@ -121,7 +121,9 @@ def read(names: tuple[str, str, str], x: Any, y: Any, weight: Any, missing: bool
                 f"{names[0]} has"
             )
     if weight is not None and not (
-        weight.shape == x.shape[:1] and np.isfinite(weight).all() and (weight >= 0).all()
+        weight.shape == x.shape[:1]
+        and (weight >= 0).all()
+        and (weight <= np.finfo(np.float32).max).all()
     ):
         raise ValueError(
             f"{names[2]}: got shape {weight.shape}, wanted {x.shape[:1]} finite numbers >= 0"

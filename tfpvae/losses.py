@@ -66,6 +66,8 @@ def log_likelihood(y_true: Any, y_pred: Any) -> Any:
         y_true = tf.convert_to_tensor(y_true)
     except (TypeError, ValueError) as error:
         raise TypeError(f"y_true: got {y_true!r:.60}, wanted an array or a tensor") from error
+    if y_true.dtype == tf.string:
+        raise TypeError("y_true: got strings, wanted numbers")
     if distribution.dtype.is_floating or y_true.dtype.is_integer:
         y_true = tf.cast(y_true, distribution.dtype)
     batch_ndims = _check_shape(y_true.shape, distribution)

@@ -449,7 +449,8 @@ def _size(name: str, value: Any) -> int:
 def _sizes(name: str, value: Any) -> tuple[int, ...]:
     if isinstance(value, numbers.Integral):
         return (_size(name, value),)
-    if isinstance(value, str) or not isinstance(value, Iterable):
+    scalar = getattr(value, "shape", None) == ()
+    if isinstance(value, str) or not isinstance(value, Iterable) or scalar:
         raise TypeError(f"{name} must be an integer or a sequence of integers, got {value!r}")
     return tuple(_size(f"{name}[{i}]", size) for i, size in enumerate(value))
 

@@ -252,7 +252,7 @@ class Objective:
         if not checks.one_of(estimator, self.estimators):
             raise ValueError(
                 f"estimator: got {estimator!r}, wanted one of {', '.join(self.estimators)} for "
-                f"{self.title()}{self._hint(estimator)}"
+                f"{self.title()}{self._hint(str(estimator))}"
             )
         fewest = max(self.min_samples, 2 if estimator == "score_function" else 1)
         if num_samples is not None and num_samples < fewest:

@@ -435,6 +435,8 @@ def imputations(
         seen = np.asarray(observed)
     except ValueError as error:  # rows of different lengths
         raise ValueError(f"observed must be a rectangular array: {error}") from error
+    if seen.dtype.kind not in "biuf":
+        raise TypeError(f"observed must hold real numbers, got {seen.dtype}")
     gaps = np.isnan(seen) if seen.dtype.kind == "f" else np.zeros(seen.shape, bool)
     if not isinstance(imputed, Mapping):
         raise TypeError(f"imputed must be a dictionary of images, got {type(imputed).__name__}")
@@ -766,6 +768,8 @@ def class_bars(
     size = probs.shape[1]
     if not np.isin(found, range(size)).all():
         raise ValueError(f"labels must be classes 0 to {size - 1}")
+    if not isinstance(names, Sequence | None):
+        raise TypeError(f"names must be a list of strings, got {names!r}")
     titles = [str(k) for k in range(size)] if names is None else [*map(str, names)]
     if len(titles) != size:
         raise ValueError(f"names must be {size}, one for each class, got {len(titles)}")

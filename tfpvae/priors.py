@@ -677,7 +677,7 @@ def _seed(value: Any) -> int:
 
 def _finite(argument: str, values: Any) -> np.ndarray:
     array = checks.as_array(argument, values)
-    if not np.isfinite(array).all():
+    if not (np.abs(array) <= np.finfo(np.float32).max).all():
         raise ValueError(f"{argument}: got NaN or infinite values, wanted finite numbers")
     return array
 
