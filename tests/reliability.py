@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import hypothesis
 import numpy as np
 import tf_keras as keras
 
@@ -244,43 +245,44 @@ def files(share):
 NUM_INPUTS = 12_000
 
 
-def inputs(share, seed=0):
+def tries(case, shared, num, seed=0):
+    """What a case did wrong in so many tries, an entry for each; None where it did nothing."""
+    hostile = _beside("hostile")
+    found = []
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=num,
+        deadline=None,
+        database=None,
+        phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(hostile.examples(case))
+    def attempt(spoilt):
+        found.append(hostile.tried(shared, case, spoilt))
+
+    attempt()
+    return found
+
+
+def inputs(share):
     """Odd arguments of every public function, method and constructor."""
     hostile = _beside("hostile")
-    from hypothesis import HealthCheck, Phase, given, settings
-    from hypothesis import seed as seeded
-
     cases, shared = hostile.cases(), hostile.Shared()
     each = max(round(NUM_INPUTS * share / len(cases)), 2)
-    progress, done = Progress("inputs", len(cases)), []
-    faults = {}
-    for path, case in cases.items():
-
-        @seeded(seed)
-        @settings(
-            max_examples=each,
-            deadline=None,
-            database=None,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(hostile.examples(case))
-        def attempt(spoilt, path=path, case=case):
-            done.append(path)
-            fault = hostile.tried(shared, case, spoilt)
-            if fault:
-                faults.setdefault(path, []).append(fault)
-
-        attempt()
-        progress.update(len({*done}))
-    failed = sum(map(len, faults.values()))
-    for path, found in faults.items():
-        print(f"  {path}: {len(found)} times, as {found[0]}", flush=True)
-    remark = f"of {len(cases)} public callables" + (
-        f"; short: {', '.join(faults)}" if faults else ""
-    )
-    what = "odd inputs: a result, or an error that names the argument"
-    return [Row(what, str(len(done)), str(len(done) - failed), remark)]
+    progress, tried, failed, short = Progress("callables", len(cases)), 0, 0, []
+    for done, (path, case) in enumerate(cases.items(), 1):
+        found = tries(case, shared, each)
+        faults = [fault for fault in found if fault]
+        tried, failed = tried + len(found), failed + len(faults)
+        if faults:
+            short.append(f"{path} ({len(faults)})")
+            print(f"  {path}: {len(faults)} times, as {faults[0]}", flush=True)
+        progress.update(done)
+    remark = f"of {len(cases)} public callables" + (f"; short: {', '.join(short)}" if short else "")
+    what = "odd arguments: a result, or an error that names one"
+    return [Row(what, str(tried), str(tried - failed), remark)]
 
 
 def _tests(what, *arguments):
