@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfpvae import blocks, checks, execution, models, noise, priors, serving
+from tfpvae import blocks, checks, models, noise, priors, serving
 
 _PAIR = "(x, y): the data and, row by row, what they are conditioned on"
 

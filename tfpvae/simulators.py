@@ -15,7 +15,6 @@ from tfpvae import (
     blocks,
     checks,
     density_ratio,
-    execution,
     flows,
     noise,
     priors,

@@ -6,7 +6,6 @@ import math
 import os
 import pathlib
 import tempfile
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -367,19 +366,6 @@ class ProbabilisticModel(keras.Model):
         self.check_trained()
         return history
 
-    def _warn_of_nan(self) -> None:
-        """Warn if training has ended in NaN, which no later step would mend."""
-        for weight in self.trainable_variables:
-            if not bool(tf.reduce_all(tf.math.is_finite(weight))):
-                warnings.warn(
-                    f"loss: got NaN or infinite values on the way, and now the weight "
-                    f"{weight.name!r} is not finite: are there huge numbers in x, or is the "
-                    "learning rate too large? keras.callbacks.TerminateOnNaN() stops at once",
-                    UserWarning,
-                    stacklevel=5,
-                )
-                return
-
     def check_trained(self) -> None:
         """Warn of what a user should know when `fit` has ended."""
 
@@ -478,7 +464,9 @@ class ProbabilisticModel(keras.Model):
         """The `steps_per_execution` of the user."""
         if not self._is_compiled:
             return 1
-        return int(self._steps_per_execution.numpy()) if self._user_pace is None else self._user_pace
+        return (
+            int(self._steps_per_execution.numpy()) if self._user_pace is None else self._user_pace
+        )
 
     @contextlib.contextmanager
     def _paced(self, num: int) -> Iterator[None]:
