@@ -158,7 +158,7 @@ ALLOWED = {
     "simulators": {
         "blocks",
         "checks",
-        "density_ratio",  # which it loads on use
+        "density_ratio",
         "execution",
         "flows",
         "noise",

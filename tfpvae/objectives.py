@@ -974,7 +974,7 @@ class FDivergence(Objective):
         estimator: str | None = None,
         **kwargs: Any,
     ) -> None:
-        if not callable(discrepancy_fn) or discrepancy_fn not in _DISCREPANCIES:
+        if not isinstance(discrepancy_fn, str) or discrepancy_fn not in _DISCREPANCIES:
             raise ValueError(
                 f"discrepancy_fn: got {discrepancy_fn!r}, wanted the name of a function of tfp.vi: "
                 f"{', '.join(_DISCREPANCIES)}"
