@@ -208,7 +208,11 @@ def of_names(rng, whole):
     tree = json.loads(content[1])
     keys = ("class_name", "module", "registered_name", "activation", "dtype", "name")
     options = [(item, key) for item, key in places(tree) if key in keys]
-    for _ in range(rng.integers(1, 3)):
+    if rng.integers(2):  # All three names of one object: Keras imports the module.
+        nodes = [item for item, key in options if key == "class_name"]
+        node = nodes[rng.integers(len(nodes))]
+        node |= {"module": "evil", "class_name": "Evil", "registered_name": None}
+    for _ in range(rng.integers(2)):
         container, key = options[rng.integers(len(options))]
         container[key] = NAMES[rng.integers(len(NAMES))]
     content[1] = json.dumps(tree).encode()
@@ -241,6 +245,11 @@ class Watch:
     def __init__(self):
         self.armed, self.seen, self.quiet = False, [], set()
         sys.addaudithook(self._note)
+        sys.meta_path.insert(0, self)  # `importlib.import_module` is not audited.
+
+    def find_spec(self, name, path=None, target=None):
+        """Notes what is imported, and leaves it to others."""
+        self._note("import", (name,))
 
     def _note(self, event, arguments):
         if not self.armed:
