@@ -20,6 +20,7 @@ import tf_keras as keras
 from tfpvae import (
     VAE,
     DensityRatio,
+    DistributionLayer,
     LocalVAE,
     SemiSupervisedVAE,
     SimulatorModel,
@@ -46,6 +47,11 @@ def dense(size, **kwargs):
         return tf.constant(np.sin(1.0 + 3.0 * rows + 7.0 * columns.T) / 2, dtype)
 
     return keras.layers.Dense(size, kernel_initializer=start, **kwargs)
+
+
+def set_precision(name):
+    keras.backend.set_floatx(name)
+    keras.mixed_precision.set_global_policy(name)
 
 
 def networks(posterior="mean", regularizer=None, dense=dense):
@@ -78,7 +84,7 @@ def sgd(strategy):
 
 def everything(strategy):
     """In double precision; a last batch of one row, so that a replica has none; weights."""
-    keras.backend.set_floatx("float64")
+    set_precision("float64")
     x, held_out = X[:33].astype("float64"), X[40:45].astype("float64")
     with strategy.scope():
         vae = VAE(*networks(regularizer=keras.regularizers.L2(0.01)))
@@ -97,12 +103,24 @@ def everything(strategy):
     ).history
     loss = vae.evaluate(x, batch_size=8, verbose=0)
     predicted = vae.predict(x, batch_size=8, verbose=0)
-    keras.backend.set_floatx("float32")
+    set_precision("float32")
     return found(vae, history, evaluated=np.array(loss), predicted=predicted)
 
 
+def positive(strategy):
+    """Data whose density at zero is none: a replica without rows must not find that out."""
+    with strategy.scope():
+        prior, encoder, _ = networks()
+        likelihood = DistributionLayer("LogNormal", D)
+        decoder = keras.Sequential([dense(likelihood.params_size), likelihood])
+        vae = VAE(prior, encoder, decoder)
+        vae.compile(keras.optimizers.SGD(0.01))
+    history = vae.fit(X[:33] + 0.5, batch_size=8, epochs=4, shuffle=False, verbose=0).history
+    return found(vae, history)
+
+
 def stream(strategy):
-    """A dataset that knows nothing of its length, with weights, in mixed precision."""
+    """A dataset that knows nothing of its length, with weights."""
     data = tf.data.Dataset.from_tensor_slices((X, X, WEIGHT)).filter(lambda *_: True).batch(31)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
@@ -167,7 +185,7 @@ class Context(keras.layers.Layer):
 
 def adversarial(strategy):
     """Two optimizers, on draws that are next to constant."""
-    keras.backend.set_floatx("float64")
+    set_precision("float64")
     with strategy.scope():
         posterior = posteriors.Implicit(2, Context(), context_size=2)
         vae = VAE(
@@ -182,7 +200,7 @@ def adversarial(strategy):
         vae.compile(keras.optimizers.SGD(0.3), objective=objective)
     data = X[:62].astype("float64")
     history = vae.fit(data, batch_size=20, epochs=5, shuffle=False, verbose=0).history
-    keras.backend.set_floatx("float32")
+    set_precision("float32")
     other = {f"network {i}": v.numpy() for i, v in enumerate(network.trainable_variables)}
     return found(vae, history, **other)
 
@@ -289,6 +307,7 @@ CASES = {
     for case in (
         sgd,
         everything,
+        positive,
         stream,
         labels,
         discriminator,
@@ -305,7 +324,9 @@ def main():
     kind, output, *names = sys.argv[1:]
     if kind == "mirrored":
         (cpu,) = tf.config.list_physical_devices("CPU")
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+        )
         strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     elif kind == "workers":
         strategy = tf.distribute.MultiWorkerMirroredStrategy()

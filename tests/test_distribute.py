@@ -20,9 +20,18 @@ import tensorflow as tf
 import tfpvae
 from tfpvae import replicas
 
-SECONDS = 240  # until processes that hang are ended
+SECONDS = 600  # until processes that hang are ended
 SCRIPT = Path(__file__).with_name("replica_cases.py")
-COMPARED = ("sgd", "everything", "stream", "labels", "discriminator", "adversarial", "files")
+COMPARED = (
+    "sgd",
+    "everything",
+    "positive",
+    "stream",
+    "labels",
+    "discriminator",
+    "adversarial",
+    "files",
+)
 OTHERS = ("noise", "saved")
 
 

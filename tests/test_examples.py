@@ -1,8 +1,10 @@
 """Every example runs, small, and the table of stock faults is what the README says."""
 
 import json
+import os
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -34,6 +36,7 @@ def test_every_example_has_a_test():
     assert set(SCRIPTS) == {
         "adversarial",
         "bayesian_network",  # tests/test_weights.py
+        "big_data",
         "breast_cancer",
         "categorical_vae",
         "common",
@@ -54,8 +57,32 @@ def test_every_example_has_a_test():
         "serve",
         "simulator",
         "stock_tfp_faults",
+        "two_workers",
         "wine",
     }
+
+
+@pytest.mark.long
+def test_two_workers_example(monkeypatch):
+    """In a process of its own, which starts two; what they find is what one finds."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    command = [sys.executable, EXAMPLES / "two_workers.py", "--mean", "--epochs", "2"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=900, check=True)
+    row = r"^ *(\d) +([\d.]+) +([\d.]+) +([\d.]+) +([-\d.e+]+)$"
+    rows = re.findall(row, run.stdout, re.MULTILINE)
+    assert [row[0] for row in rows] == ["1", "2"]
+    for _, one, other, _, difference in rows:
+        assert one == other
+        assert abs(float(difference)) < 1e-3
+    shown = re.findall(row, (ROOT / "docs" / "distribute.md").read_text(), re.MULTILINE)
+    assert len(shown) == 10
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("file_format", ["npy", "tfrecord"])
+def test_big_data_example(file_format, run, capsys):
+    run("big_data", "--copies", 2, "--epochs", 1, "--format", file_format)
+    assert "2,874 images in 1 shards" in capsys.readouterr().out
 
 
 @pytest.mark.long

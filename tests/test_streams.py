@@ -23,14 +23,15 @@ def data(num, dtype="uint8", shape=(3,)):
 def rows_of(dataset):
     """All the batches, one after the other."""
     parts = [tf.nest.flatten(batch) for batch in dataset]
-    return [np.concatenate([part.numpy() for part in column]) for column in zip(*parts, strict=True)]
+    columns = zip(*parts, strict=True)
+    return [np.concatenate([part.numpy() for part in column]) for column in columns]
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("file_format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_type_comes_back_bit_for_bit(format, dtype, tmp_path):
+def test_every_type_comes_back_bit_for_bit(file_format, dtype, tmp_path):
     x, y, weight = data(11, dtype, (2, 3)), data(11, dtype, ()), np.linspace(0, 1, 11)
-    streams.write(tmp_path / "new", x, y, weight, format=format, rows_per_file=4)
+    streams.write(tmp_path / "new", x, y, weight, file_format=file_format, rows_per_file=4)
     found = streams.read(tmp_path / "new", batch_size=3, shuffle=False)
     spec = [(part.dtype.name, part.shape) for part in found.element_spec]
     assert spec == [(dtype, (None, 2, 3)), (dtype, (None,)), ("float64", (None,))]
@@ -46,15 +47,15 @@ def test_every_type_comes_back_bit_for_bit(format, dtype, tmp_path):
     batch_size=st.integers(1, 8),
     drop_remainder=st.booleans(),
     shuffle=st.booleans(),
-    format=st.sampled_from(FORMATS),
+    file_format=st.sampled_from(FORMATS),
 )
 def test_pieces_of_any_lengths(
-    sizes, rows_per_file, batch_size, drop_remainder, shuffle, format, tmp_path_factory
+    sizes, rows_per_file, batch_size, drop_remainder, shuffle, file_format, tmp_path_factory
 ):
     folder = tmp_path_factory.mktemp("data")
     x = np.arange(sum(sizes))
     pieces = np.split(x, np.cumsum(sizes)[:-1])
-    options = {"format": format, "rows_per_file": rows_per_file}
+    options = {"file_format": file_format, "rows_per_file": rows_per_file}
     found = streams.write(folder, iter(pieces), **options)
     assert found == streams.manifest(folder)
     assert [shard.rows for shard in found.shards[:-1]] == [rows_per_file] * (len(found.shards) - 1)
@@ -88,7 +89,8 @@ def test_what_can_be_written(kind, tmp_path):
         np.save(tmp_path / "x.npy", x)
         source = np.load(tmp_path / "x.npy", mmap_mode="r"), y
     streams.write(tmp_path / "new", *source, rows_per_file=4)
-    for one, wanted in zip(rows_of(streams.read(tmp_path / "new", 4, shuffle=False)), (x, y)):
+    found = rows_of(streams.read(tmp_path / "new", 4, shuffle=False))
+    for one, wanted in zip(found, (x, y), strict=True):
         np.testing.assert_array_equal(one, wanted, strict=True)
 
 
@@ -104,10 +106,10 @@ def epochs_of(dataset, num=3):
     return [rows_of(dataset)[0] for _ in range(num)]
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_epochs_have_orders_of_their_own(format, tmp_path):
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_epochs_have_orders_of_their_own(file_format, tmp_path):
     x = np.arange(2000)
-    streams.write(tmp_path, x, format=format, rows_per_file=200)
+    streams.write(tmp_path, x, file_format=file_format, rows_per_file=200)
     one, same, other = (streams.read(tmp_path, 100, seed=seed) for seed in (1, 1, 2))
     first = epochs_of(one)
     np.testing.assert_array_equal(epochs_of(same), first)
@@ -155,12 +157,12 @@ def build(**kwargs):
     return vae
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_training_is_that_on_arrays(format, tmp_path):
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_training_is_that_on_arrays(file_format, tmp_path):
     x, weight = data(50, shape=(6,)), np.linspace(0, 2, 50).astype("float32")
     y = (x > 64).astype("float32")
     x = x.astype("float32") / 128
-    streams.write(tmp_path, x, y, weight, format=format, rows_per_file=12)
+    streams.write(tmp_path, x, y, weight, file_format=file_format, rows_per_file=12)
     stream = streams.read(tmp_path, 16, shuffle=False)
     found = build().fit(stream, epochs=2, verbose=0, validation_data=stream)
     arrays = {"x": x, "y": y, "sample_weight": weight, "batch_size": 16, "shuffle": False}
@@ -205,19 +207,19 @@ def test_bytes_are_binarized_afresh_in_each_epoch(tmp_path):
 
 
 def test_folders_that_are_none(tmp_path):
-    with pytest.raises(FileNotFoundError, match="wanted one that streams.write made"):
+    with pytest.raises(FileNotFoundError, match=r"wanted one that streams\.write made"):
         streams.read(tmp_path, 2)
     (tmp_path / "manifest.json").write_text(json.dumps({"format": "npy"}))
-    with pytest.raises(ValueError, match="no manifest of streams.write"):
+    with pytest.raises(ValueError, match=r"no manifest of streams\.write"):
         streams.read(tmp_path, 2)
     with pytest.raises(FileExistsError, match="not empty"):
         streams.write(tmp_path, data(3))
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_shards_that_are_missing_or_cut_short(format, tmp_path):
-    streams.write(tmp_path, data(20), format=format, rows_per_file=5)
-    shard = sorted(tmp_path.glob(f"00002*.{format}"))[0]
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_shards_that_are_missing_or_cut_short(file_format, tmp_path):
+    streams.write(tmp_path, data(20), file_format=file_format, rows_per_file=5)
+    shard = sorted(tmp_path.glob(f"00002*.{file_format}"))[0]
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-7])
     with pytest.raises(ValueError, match=rf"got {len(whole) - 7} bytes in .*wanted {len(whole)}"):
@@ -228,14 +230,13 @@ def test_shards_that_are_missing_or_cut_short(format, tmp_path):
 
 
 def test_records_that_were_changed(tmp_path):
-    streams.write(tmp_path, data(20), format="tfrecord")
+    streams.write(tmp_path, data(20), file_format="tfrecord")
     (shard,) = tmp_path.glob("*.tfrecord")
     whole = bytearray(shard.read_bytes())
     whole[100] ^= 1
     shard.write_bytes(whole)
     with pytest.raises(tf.errors.DataLossError, match="corrupted record"):
         rows_of(streams.read(tmp_path, 2))
-
 
 
 @pytest.mark.parametrize(
@@ -271,7 +272,7 @@ def test_arrays_that_are_cut_short_or_none(tmp_path):
 @pytest.mark.parametrize(
     ("error", "message", "args", "kwargs"),
     [
-        (ValueError, "format: got 'hdf5'", (data(3),), {"format": "hdf5"}),
+        (ValueError, "file_format: got 'hdf5'", (data(3),), {"file_format": "hdf5"}),
         (ValueError, "rows_per_file: got 0", (data(3),), {"rows_per_file": 0}),
         (ValueError, r"y: got shape \(2, 3\), wanted 3 rows", (data(3), data(2)), {}),
         (ValueError, "weight: got it without y", (data(3), None, np.ones(3)), {}),
@@ -295,7 +296,7 @@ def test_what_cannot_be_written(error, message, args, kwargs, tmp_path):
     [
         (ValueError, "batch_size: got 0", {"batch_size": 0}),
         (ValueError, "num_workers: got 3 for 2 files", {"num_workers": 3}),
-        (ValueError, "worker: got 2, wanted an integer from 0 to 1", {"num_workers": 2, "worker": 2}),
+        (ValueError, "worker: got 2, wanted .* from 0 to 1", {"num_workers": 2, "worker": 2}),
         (ValueError, "buffer_size: got 0", {"buffer_size": 0}),
     ],
 )

@@ -1,6 +1,5 @@
 """Data larger than memory: folders of shards, written once and read by `tf.data` in any order."""
 
-import itertools
 import json
 import math
 import pathlib
@@ -25,8 +24,9 @@ _OPEN_FILES = 8
 _PATIENCE_SECONDS = 3  # before "auto" shows a progress bar
 
 #: Types that TensorFlow reads from bytes.
-_DTYPES = ("bool", "uint8", "int8", "uint16", "int16", "int32", "int64") + tuple(
-    f"float{bits}" for bits in (16, 32, 64)
+_DTYPES = (
+    *("bool", "uint8", "int8", "uint16", "int16", "int32", "int64"),
+    *("float16", "float32", "float64"),
 )
 
 
@@ -84,7 +84,7 @@ def write(
     y: Any = None,
     weight: Any = None,
     *,
-    format: str = "npy",
+    file_format: str = "npy",
     rows_per_file: int = 10_000,
     verbose: Any = "auto",
 ) -> Manifest:
@@ -99,7 +99,7 @@ def write(
         `(x, y, weight)`: a generator, a `tf.data.Dataset` or a `keras.utils.Sequence`.
       y: array of targets `[N, ...]`, None for those of x.
       weight: array `[N]` of the weights of the examples, None for ones; it wants y too.
-      format: "npy", a numpy array a shard and part; or "tfrecord", records of `tf.train.Example`
+      file_format: "npy", a numpy array a shard and part; or "tfrecord", records of `tf.train.Example`
         whose features x, y and weight are the bytes of a row.
       rows_per_file: rows of a shard. Several files for each worker, and 10 to 200 MB each, are
         read well.
@@ -125,28 +125,29 @@ def write(
       [TensorShape([4, 2]), TensorShape([2, 2])]
     """
     folder = pathlib.Path(folder)
-    if format not in _FORMATS:
-        raise ValueError(f"format: got {format!r}, wanted one of {', '.join(_FORMATS)}")
+    if file_format not in _FORMATS:
+        raise ValueError(f"file_format: got {file_format!r}, wanted one of {', '.join(_FORMATS)}")
     rows_per_file = checks.positive_integer("rows_per_file", rows_per_file)
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise FileExistsError(f"folder: got {str(folder)!r}, which is not empty, wanted a new one")
+    write_shard = _write_npy if file_format == "npy" else _write_records
     target = None if inputs.is_stream(x) else len(x)
     progress, start = keras.utils.Progbar(target, unit_name="example"), time.monotonic()
     parts: dict[str, Part] = {}
     shards: list[Shard] = []
     for i, rows in enumerate(_shards(_pieces(x, y, weight, rows_per_file), rows_per_file)):
         parts = parts or {name: _part(name, values) for name, values in rows.items()}
-        files = _write_npy(folder, i, rows) if format == "npy" else _write_records(folder, i, rows)
+        files = write_shard(folder, i, rows)
         shards.append(Shard(len(rows["x"]), {path.name: path.stat().st_size for path in files}))
         late = time.monotonic() - start > _PATIENCE_SECONDS
         if verbose == 1 or (verbose == "auto" and late):
             progress.update(sum(shard.rows for shard in shards))
     if not shards:
         raise ValueError("x: got an empty stream, wanted examples")
-    found = Manifest(format, parts, shards)
+    found = Manifest(file_format, parts, shards)
     text = {
-        "format": format,
+        "format": file_format,
         "parts": {name: part._asdict() for name, part in parts.items()},
         "shards": [shard._asdict() for shard in shards],
     }
@@ -210,7 +211,8 @@ def read(
 
     Files are read while the model trains, a few batches ahead. With `shuffle` each epoch has an
     order of its own: that of the files, of which eight are read in turns, and then that of the rows
-    within a buffer. The same seed gives the same orders.
+    within a buffer. The same seed gives the same orders, with the same seed of
+    `keras.utils.set_random_seed`.
 
     The number of batches is known, so `fit` runs many in a call. A strategy of several workers
     gives each of them its part of each batch, for which every worker reads all files. With
@@ -238,7 +240,7 @@ def read(
     Example:
       >>> import tempfile
       >>> folder = tempfile.mkdtemp()
-      >>> _ = write(folder, np.arange(5), np.arange(5) ** 2, format="tfrecord")
+      >>> _ = write(folder, np.arange(5), np.arange(5) ** 2, file_format="tfrecord")
       >>> for x, y in read(folder, batch_size=3, shuffle=False):
       ...     print(x.numpy(), y.numpy())
       [0 1 2] [0 1 4]
@@ -429,7 +431,7 @@ def _check_size(file: pathlib.Path, size: int) -> None:
 
 
 def _header(file: pathlib.Path) -> tuple[int, Part, int]:
-    """The rows of a .npy file, what they are, and where they begin; ValueError if it is not whole."""
+    """The rows of a .npy file, what they are, and where they begin; ValueError if not whole."""
     try:
         with file.open("rb") as opened:
             version = np.lib.format.read_magic(opened)

@@ -30,6 +30,7 @@ TABLES = {
     "choice": ("Without XLA and with it", "choice.py"),
     "evaluation": ("Log p(x) of images by importance sampling", "evaluation.py"),
     "nuts": ("Logistic regression beside NUTS", "nuts.py"),
+    "memory": ("Memory of training on shards, by the size of the data", "memory.py"),
 }
 
 
