@@ -99,8 +99,8 @@ def write(
         `(x, y, weight)`: a generator, a `tf.data.Dataset` or a `keras.utils.Sequence`.
       y: array of targets `[N, ...]`, None for those of x.
       weight: array `[N]` of the weights of the examples, None for ones; it wants y too.
-      file_format: "npy", a numpy array a shard and part; or "tfrecord", records of `tf.train.Example`
-        whose features x, y and weight are the bytes of a row.
+      file_format: "npy", a numpy array a shard and part; or "tfrecord", records of
+        `tf.train.Example` whose features x, y and weight are the bytes of a row.
       rows_per_file: rows of a shard. Several files for each worker, and 10 to 200 MB each, are
         read well.
       verbose: 1 shows progress, 0 does not, "auto" does when it takes long.
