@@ -68,7 +68,7 @@ def test_two_workers_example(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     command = [sys.executable, EXAMPLES / "two_workers.py", "--mean", "--epochs", "2"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=900, check=True)
-    row = r"^ *(\d) +([\d.]+) +([\d.]+) +([\d.]+) +([-\d.e+]+)$"
+    row = r"^ *(\d+) +([\d.]+) +([\d.]+) +([\d.]+) +([-\d.e+]+)$"
     rows = re.findall(row, run.stdout, re.MULTILINE)
     assert [row[0] for row in rows] == ["1", "2"]
     for _, one, other, _, difference in rows:
