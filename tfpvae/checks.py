@@ -59,7 +59,10 @@ def sequence(argument: str, value: Any, wanted: str) -> list[Any]:
     items = isinstance(value, Iterable) and not isinstance(value, (str, bytes, tf.Tensor, type))
     if not items or np.ndim(value if isinstance(value, np.ndarray) else [0]) < 1:
         raise TypeError(f"{argument}: got {value!r}, wanted {wanted}")
-    return list(value)
+    try:
+        return list(value)
+    except TypeError:  # Distributions say that they have items.
+        raise TypeError(f"{argument}: got {value!r}, wanted {wanted}") from None
 
 
 def made(argument: str, make: Callable[[Any], Any], value: Any) -> Any:

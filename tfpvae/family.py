@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import tensorflow as tf
 import tf_keras as keras
 
 from tfpvae import blocks, checks, likelihoods, networks, posteriors, priors
@@ -252,6 +253,7 @@ def nonlinear_gaussian_belief_network(
     """
     shape, sizes = _event_shape(event_shape), _latent_sizes(latent_sizes)
     activation = checks.made("activation", keras.activations.get, activation)
+    checks.made("activation", activation, tf.zeros([1]))
 
     def generate(size: int, block: Any) -> Any:
         num = math.prod(block.event_shape)

@@ -1020,7 +1020,10 @@ def _labels(name: str, groups: Any) -> list[Any]:
     if groups is None:
         raise ValueError(f"{name}: got None, wanted the label of the group of each row")
     # Not one array of numbers and names, which would make names of the numbers.
-    array = np.asarray(groups, object if isinstance(groups, (list, tuple)) else None)
+    try:
+        array = np.asarray(groups, object if isinstance(groups, (list, tuple)) else None)
+    except ValueError as error:
+        raise ValueError(f"{name}: got rows of different lengths ({error})") from None
     if array.ndim != 1:
         raise ValueError(f"{name}: got shape {array.shape}, wanted one label for each row, (N,)")
     labels = [item.item() if isinstance(item, np.generic) else item for item in array.tolist()]

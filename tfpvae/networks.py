@@ -427,8 +427,9 @@ def conv_decoder(
 def _dense_layers(
     hidden: int | Iterable[int], activation: Any, params_size: int
 ) -> list[keras.layers.Layer]:
+    function = checks.made("activation", keras.activations.get, activation)
     return [
-        *(keras.layers.Dense(units, activation) for units in _sizes("hidden", hidden)),
+        *(keras.layers.Dense(units, function) for units in _sizes("hidden", hidden)),
         keras.layers.Dense(params_size),
     ]
 

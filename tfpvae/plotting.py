@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -518,6 +518,8 @@ def intervals(
     inner, outer = _probabilities("probabilities", probabilities, 2)
     values = np.stack(list(rows.values())).reshape(len(rows), shape[0], -1)
     count = values.shape[2]
+    if not isinstance(labels, Iterable | None):
+        raise TypeError(f"labels must be a list of strings, got {labels!r}")
     names = [str(k) for k in range(count)] if labels is None else [*map(str, labels)]
     if len(names) != count:
         raise ValueError(f"labels must be {count} names, one for each column, got {len(names)}")

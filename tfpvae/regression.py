@@ -160,7 +160,10 @@ class BayesianRegression(training.ProbabilisticModel):
         self._standardize = checks.flag("standardize", standardize)
         self._num_draws = checks.positive_integer("num_samples", num_samples)
         self._class_names: Any = None if class_names is None else [*class_names]
-        self._feature_names: Any = None if feature_names is None else [*map(str, feature_names)]
+        if feature_names is not None:
+            wanted = "a list of names"
+            feature_names = [*map(str, checks.sequence("feature_names", feature_names, wanted))]
+        self._feature_names: Any = feature_names
         self._compiled_by_fit = False
         self._regularizer = regularizers.KLDivergenceRegularizer(self._prior_distribution)
 
