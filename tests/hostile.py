@@ -930,6 +930,7 @@ def cases():
         ),
         "local_inference.source": Case(
             _plain("local_inference.source"), {"distribution": New(lambda: tfd.Normal(0.0, 1.0))}
+            also=("vae",),
         ),
         "local_inference.check_vae": Case(
             lambda s: tfpvae.local_inference.check_vae, {"vae": New(lambda: make_vae())}

@@ -364,7 +364,7 @@ class TestArguments:
             datasets.load(name)
 
     def test_unknown_name_like_no_other(self):
-        with pytest.raises(ValueError, match=r"named 'cifar10'; the names are .*'mnist'\.$"):
+        with pytest.raises(ValueError, match=r"name: got 'cifar10', wanted one of .*'mnist'\.$"):
             datasets.load("cifar10")
 
     @pytest.mark.parametrize(

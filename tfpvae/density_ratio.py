@@ -329,7 +329,7 @@ class DensityRatio(training.ProbabilisticModel):
         """Data as a user gives them, checked and joined."""
         several = [checks.as_array(name, value) for value in _as_list(inputs)]
         for value in several:
-            if not np.isfinite(value).all():
+            if not (np.abs(value) <= np.finfo(np.float32).max).all():
                 raise ValueError(f"{name}: got NaN or infinite values, wanted finite numbers")
         try:
             rows = self._join([self._placed(value) for value in several])

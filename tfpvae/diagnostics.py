@@ -199,6 +199,8 @@ def activity(q: Any, seed: Any = 0) -> np.ndarray:
 
     Source: Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders", 2015.
     """
+    if not isinstance(getattr(q, "tensor_distribution", q), tfd.Distribution):
+        raise TypeError(f"q: got {q!r}, wanted a distribution, as vae.posterior(x)")
     seed = noise.as_seed(seed)
     with contextlib.suppress(NotImplementedError):
         return _flat(q.mean(), 1).var(axis=0)

@@ -93,6 +93,8 @@ def check_elbo(
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"model: got {model!r}, wanted a compiled tf_keras model")
+    if not isinstance(prior, keras.layers.Layer | tfd.Distribution | None):
+        raise TypeError(f"prior: got {prior!r}, wanted a block of tfpvae.priors or a distribution")
     if getattr(model, "num_layers", 1) > 1:
         raise ValueError(
             f"model: got one with {model.num_layers} layers of latent variables, wanted one: the "
