@@ -929,7 +929,8 @@ def cases():
             | DRAWN,
         ),
         "local_inference.source": Case(
-            _plain("local_inference.source"), {"distribution": New(lambda: tfd.Normal(0.0, 1.0))}
+            _plain("local_inference.source"),
+            {"distribution": New(lambda: tfd.Normal(0.0, 1.0))},
             also=("vae",),
         ),
         "local_inference.check_vae": Case(
