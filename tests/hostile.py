@@ -269,7 +269,10 @@ MUTATIONS = {
 def _mutated(good, name):
     with warnings.catch_warnings():  # of the mutation, not of the library
         warnings.simplefilter("ignore")
-        return MUTATIONS[name](np.asarray(good))
+        try:
+            return MUTATIONS[name](np.asarray(good))
+        except (TypeError, ValueError):  # Names of groups have no fractions.
+            return good
 
 
 def odd(good):
