@@ -25,7 +25,6 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 GOLDEN = Path(__file__).parent / "golden"
 OUTCOMES = (
@@ -368,10 +367,8 @@ def run(num=500, seed=0, num_workers=2, progress=False, notes=None):
     context = multiprocessing.get_context("spawn")
     counts, failures = collections.Counter(), []
     todo, started = collections.deque(range(num)), time.monotonic()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        tqdm(total=num, desc="files", disable=not progress) as bar,
-    ):
+    bar = keras.utils.Progbar(num, unit_name="file", verbose=int(progress), interval=1.0)
+    with tempfile.TemporaryDirectory() as folder:
 
         def finish(worker, outcome, note):
             counts[outcome] += 1
@@ -380,7 +377,7 @@ def run(num=500, seed=0, num_workers=2, progress=False, notes=None):
             if notes is not None:
                 notes.append((worker.index, outcome, note))
             worker.index = None
-            bar.update()
+            bar.add(1)
 
         workers = [Worker(context, folder) for _ in range(min(num_workers, num))]
         while todo or any(worker.index is not None for worker in workers):

@@ -215,31 +215,28 @@ def soak(share):
 # What others try: modules beside this one.
 
 
-def count_row(what, found):
-    """The row of a module's counts: `{"tried": ..., "survived": ..., "remark": ...}`."""
-    return Row(what, str(found["tried"]), str(found["survived"]), str(found.get("remark", "")))
-
-
 def _beside(name):
-    """A module of this folder, None if there is none."""
+    """A module of this folder."""
     sys.path.insert(0, str(FOLDER))
-    return importlib.import_module(name) if (FOLDER / f"{name}.py").exists() else None
+    return importlib.import_module(name)
 
 
 def kills(share):
     """Training that is killed, and goes on as if it had not been."""
-    module = _beside("kills")
-    if module is None:
-        return []
-    return [count_row("kills survived", module.run(max(round(100 * share), 1), 0))]
+    found = _beside("kills").run(max(round(40 * share), 1), 0, lambda line: print(f"  {line}"))
+    tried = f"{found['kills']} kills in {found['runs']} runs"
+    epochs = [epoch or 0 for epoch in found["epochs"]]
+    between = f"killed after {min(epochs)} to {max(epochs)} of 40 epochs"
+    return [Row("runs that end with the same bits", tried, f"{found['same']} runs", between)]
 
 
 def files(share):
     """Files that were corrupted: refused, or what they were."""
     module = _beside("fuzz_files")
-    if module is None:
-        return []
-    return [count_row("corrupted files refused", module.run(max(round(500 * share), 5), 0))]
+    found = module.run(max(round(1000 * share), 5), 0)
+    survived = sum(found[outcome] for outcome in module.OUTCOMES[:3])
+    remark = ", ".join(f"{found[outcome]} {outcome}" for outcome in module.OUTCOMES)
+    return [Row("mutations of model files", str(found["num"]), str(survived), remark)]
 
 
 NUM_INPUTS = 12_000
@@ -304,8 +301,7 @@ def _tests(what, *arguments):
 
 def workers(share):
     """Several workers: the tests of tests/test_distribute.py."""
-    test = FOLDER / "test_distribute.py"
-    return [_tests("cases of several workers", str(test))] if test.exists() else []
+    return [_tests("cases of several devices and workers", str(FOLDER / "test_distribute.py"))]
 
 
 def precisions(share):
