@@ -25,6 +25,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import tf_keras as keras
 
 GOLDEN = Path(__file__).parent / "golden"
 OUTCOMES = (
