@@ -12,7 +12,6 @@ import argparse
 import math
 import pathlib
 import time
-import warnings
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -34,6 +33,7 @@ from tfpvae import (
     plotting,
     posteriors,
     priors,
+    schedules,
 )
 from tfpvae.semi_supervised import FrozenEncoder
 
@@ -53,14 +53,13 @@ class Settings(NamedTuple):
     rate: float = 1e-3  # of Adam for M2, which falls along a cosine
     weight: float = 1.0  # of the classification
     share: float = 0.1  # of the labelled rows in an epoch
-    kl_weight_m1: float = 0.1
 
 
 SETTINGS = {
     ("digits", "m2"): Settings(10, 128, (), 50, 200, 0, 30, 3e-3, 5.0),
-    ("digits", "m1m2"): Settings(10, 128, (128, 128), 50, 100, 100, 30, 3e-3, 5.0, 0.1, 0.05),
+    ("digits", "m1m2"): Settings(10, 128, (128, 128), 50, 100, 100, 30, 3e-3, 0.1),
     ("mnist", "m2"): Settings(50, 500, (), 200, 80, 0, 100),
-    ("mnist", "m1m2"): Settings(50, 500, (600, 600), 200, 80, 20, 100),
+    ("mnist", "m1m2"): Settings(24, 500, (600, 600), 200, 20, 40, 100, 3e-3, 0.1),
 }
 
 
@@ -81,15 +80,31 @@ def build_m1(data_size: int, settings: Settings, seed: int) -> VAE:
     )
 
 
+def gaussians(size: int) -> keras.Sequential:
+    """M2's decoder for draws of M1: a normal with a mean and a full covariance of each class.
+
+    M1 is trained until its draws, taken together, are close to N(0, I). What tells classes apart is
+    then how the coordinates go together. All classes begin alike, with weights near 0, and labels
+    and data pull them apart; from a random start they would keep what chance gave them.
+    """
+    likelihood = likelihoods.Likelihood("MultivariateNormalTriL", size)
+    near_zero = keras.initializers.RandomNormal(stddev=0.01)
+    last = keras.layers.Dense(likelihood.params_size, kernel_initializer=near_zero)
+    return keras.Sequential([networks.Join(), last, likelihood])
+
+
 def build(data_size: int, settings: Settings, seed: int, m1: VAE | None = None) -> Any:
     """M2 of the images, or with M1 of its latent variable."""
     hidden = (settings.hidden,)
-    likelihood = likelihoods.Normal(settings.latent) if m1 else likelihoods.Bernoulli(data_size)
+    if m1 is None:
+        decoder = mlp(networks.Join(), likelihoods.Bernoulli(data_size), sizes=hidden)
+    else:
+        decoder = gaussians(settings.latent)
     return SemiSupervisedVAE(
         priors.StandardNormal(settings.latent),
         mlp(posteriors.OneHotCategorical(CLASSES), sizes=hidden),
         mlp(networks.Join(), posteriors.DiagonalNormal(settings.latent), sizes=hidden),
-        mlp(networks.Join(), likelihood, sizes=hidden),
+        decoder,
         CLASSES,
         classification_weight=settings.weight,
         preprocessing=FrozenEncoder(m1.encoder) if m1 else None,
@@ -126,11 +141,10 @@ def train(
     m1 = None
     if stacked:
         m1 = build_m1(size, settings, seed)
-        objective = objectives.ELBO(kl_weight=settings.kl_weight_m1)
+        warm_up = max(1, settings.epochs_m1 * (num // settings.batch_size) // 2)
+        objective = objectives.ELBO(kl_weight=schedules.Linear(warm_up))
         m1.compile(adam(1e-3, num, settings, settings.epochs_m1), objective=objective)
-        with warnings.catch_warnings():  # The weight is meant to stay below 1.
-            warnings.filterwarnings("ignore", "fit ended with kl_weight")
-            m1.fit(data.x_train, epochs=settings.epochs_m1, batch_size=settings.batch_size, **fit)
+        m1.fit(data.x_train, epochs=settings.epochs_m1, batch_size=settings.batch_size, **fit)
     model = build(size, settings, seed, m1)
     model.compile(adam(settings.rate, num / (1 - settings.share), settings, settings.epochs))
     history = model.fit(
