@@ -102,7 +102,7 @@ ALLOWED = {
         "replicas",
         "serving",
     },
-    "conditional": {"blocks", "checks", "execution", "models", "noise", "priors", "serving"},
+    "conditional": {"blocks", "checks", "guards", "models", "noise", "priors", "serving"},
     "local_inference": {
         "blocks",
         "checks",

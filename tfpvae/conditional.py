@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfpvae import blocks, checks, models, noise, priors, serving
+from tfpvae import blocks, checks, guards, models, noise, priors, serving
 
 _PAIR = "(x, y): the data and, row by row, what they are conditioned on"
 
@@ -73,6 +73,8 @@ class ConditionalVAE(models.VAE):
     Generative Models", 2015; Kingma, Rezende, Mohamed and Welling, "Semi-supervised Learning with
     Deep Generative Models", 2014.
     """
+
+    remedy = f"labels that are no class do this; otherwise {guards.REMEDY}"
 
     def __init__(
         self,

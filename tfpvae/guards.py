@@ -10,7 +10,8 @@ import tf_keras as keras
 
 from tfpvae import blocks, execution, noise
 
-_REMEDY = (
+#: what may help, if a model knows nothing better
+REMEDY = (
     "a smaller learning rate, `clipnorm=` of the optimizer, data on a scale near 1, or other "
     "`constraints=` of the block may help"
 )
@@ -131,7 +132,7 @@ class Guard(keras.callbacks.Callback):
             f"loss: got NaN or infinite values{where}",
             *origin,
             "the model has the weights from before this step",
-            self.model.remedy or _REMEDY,
+            self.model.remedy or REMEDY,
         ]
         return FloatingPointError("; ".join(said))
 

@@ -511,7 +511,8 @@ class ProbabilisticModel(keras.Model):
         if not self.built:
             with self.distribute_strategy.scope():
                 build(self, names[0], x.shape)
-        replicas.check_scope(self.distribute_strategy, "model", self.variables)
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            replicas.check_scope(self.distribute_strategy, "model", self.variables)
         self.check_data(x, y, (names[0], names[0] if y is None else names[1]))
 
     def _log(self, loss: Any, terms: Any, y: Any, prediction: Any, weight: Any) -> dict[str, Any]:
