@@ -752,7 +752,7 @@ def test_labels_that_are_none_in_the_middle_of_a_stream_do_not_train_unseen(wron
     y = LABELS.astype("float32")
     y[-1] = wrong
     data = tf.data.Dataset.from_tensor_slices((X, y)).batch(16)
-    with pytest.raises(FloatingPointError, match="epoch 1, step 4; .*; labels that are no class"):
+    with pytest.raises(FloatingPointError, match=r"epoch 1, step 4; .*; labels that are no class"):
         build().fit(data, verbose=0)
 
 

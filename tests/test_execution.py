@@ -997,8 +997,8 @@ def test_the_scale_of_bytes_is_saved(byte_models, tmp_path):
 def test_bytes_stay_bytes(byte_models, chunks, monkeypatch):
     placed, place = [], execution.place
 
-    def spy(*arrays):
-        placed.extend(place(*arrays))
+    def spy(*arrays, **kwargs):
+        placed.extend(place(*arrays, **kwargs))
         return tuple(placed[-len(arrays) :])
 
     monkeypatch.setattr(execution, "place", spy)

@@ -3,6 +3,7 @@
 import warnings
 
 import hostile
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import reliability
@@ -42,6 +43,20 @@ def test_odd_inputs_of_models(path):
     attempt(path, 5)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("path", CASES)
+def test_what_is_good_is_taken(path):
+    """Or else a case would show nothing: all its calls would be refused for the same reason."""
+    case = CASES[path]
+    arguments = {name: hostile.good_value(value) for name, value in case.good.items()}
+    try:
+        case.of(SHARED)(**arguments)
+    except case.raises:
+        pass
+    finally:
+        plt.close("all")
+
+
 def test_a_fault_is_seen():
     """The judge itself: an error that names nothing, another error, NaN weights."""
 
@@ -63,15 +78,13 @@ def test_a_fault_is_seen():
     assert "KeyError" in hostile.tried(SHARED, case(other), {})
 
 
-def test_one_trace_serves_all_batch_sizes_and_nan_is_warned_of():
+def test_one_trace_serves_all_batch_sizes():
     vae = reliability.small_vae()
     x = np.zeros((64, 8), "float32")
     vae.fit(x[:40], batch_size=20, verbose=0)
     with reliability._Traces(vae) as traces:
         for rows, batch_size in ((40, 40), (33, 7), (1, 1), (64, 64), (64, 16)):
             vae.fit(x[:rows], batch_size=batch_size, verbose=0)
-        with pytest.warns(UserWarning, match="loss: got NaN or infinite values"):
-            vae.fit(x + 1e15, verbose=0)
     assert traces.total == 0
 
 

@@ -63,7 +63,7 @@ class Guard(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Take note of the epoch and of the count of steps."""
-        self._epoch, self._start = epoch + 1, int(self.model._train_counter)
+        self._epoch, self._start = epoch + 1, int(self.model._train_counter.numpy())
 
     def chunk(self, run: Callable[[Any, int], Any], chunk: Any, num: int) -> Any:
         """The logs of `run(chunk, num)`, the steps on so many batches.
@@ -113,7 +113,8 @@ class Guard(keras.callbacks.Callback):
 
     def _finite(self) -> Any:
         parts = (self.model, self.model.discriminator)
-        weights = [w for part in parts if part is not None for w in part.trainable_variables]
+        built = [part for part in parts if part is not None and part.built]
+        weights = [weight for part in built for weight in part.trainable_variables]
         return tf.reduce_all([tf.reduce_all(tf.math.is_finite(weight)) for weight in weights])
 
     def _is_good(self, logs: Any) -> bool:
@@ -122,7 +123,7 @@ class Guard(keras.callbacks.Callback):
     def _error(self, logs: Any, kept: Any, number: int, data: Any) -> FloatingPointError:
         bad = [name for name, value in logs.items() if not np.isfinite(value)]
         self._restore(kept)
-        step = int(self.model._train_counter) - self._start + number
+        step = int(self.model._train_counter.numpy()) - self._start + number
         where = f" in epoch {self._epoch}, step {step}" if self._epoch else ""
         # What a batch shows, or else the names of the terms.
         origin = self._origin(data) if data is not None else []
@@ -179,6 +180,8 @@ class Guard(keras.callbacks.Callback):
 
 
 def _variables_of(part: Any) -> list[Any]:
+    if not getattr(part, "built", True):  # A discriminator before its first step.
+        return []
     variables = part.variables
     return list(variables() if callable(variables) else variables)
 

@@ -27,13 +27,13 @@ class _Pace(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Remember the count of steps."""
-        self._start = int(self.model._train_counter)
+        self._start = int(self.model._train_counter.numpy())
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Choose, unless Keras has yet to count the batches of the validation data."""
         if self._unknown_held_out and getattr(self.model, "_eval_data_handler", None) is None:
             return
-        steps = int(self.model._train_counter) - self._start
+        steps = int(self.model._train_counter.numpy()) - self._start
         num = execution.batches_per_call(steps, self._batch_bytes)
         self.model._steps_per_execution.assign(num)
         for program in self._programs:
