@@ -302,6 +302,7 @@ LABELS = np.arange(N) % 3
 Y = (X[:, 0] + RNG.normal(size=N)).astype("float32")
 WEIGHTS = RNG.uniform(size=N).astype("float32")
 GROUPS = np.repeat(["a", "b", "c"], N // 3)
+NEW_GROUPS = np.array([f"new {group}" for group in GROUPS])
 QUIET = {"verbose": 0}
 
 
@@ -524,7 +525,7 @@ def cases():
         "likelihoods.ZeroInflated": {"component": New(lambda: likelihoods.Poisson(3))},
         "likelihoods.Columns": {
             "columns": New(lambda: {"a": likelihoods.Normal()}),
-            "names": ["a"],
+            "names": None,
         },
         "likelihoods.Masked": {"component": New(lambda: likelihoods.Normal(3))},
         "layers.DistributionLayer": {
@@ -728,7 +729,7 @@ def cases():
         "objectives.Renyi": {"alpha": 0.5, "num_samples": 2, "estimator": "reparameterized"},
         "objectives.IWAE": {"num_samples": 2, "estimator": "reparameterized"},
         "objectives.CUBO": {"order": 2.0, "num_samples": 2},
-        "objectives.FDivergence": {"discrepancy_fn": tfp.vi.kl_reverse, "num_samples": 2},
+        "objectives.FDivergence": {"discrepancy_fn": "kl_forward", "num_samples": 2},
         "objectives.ReweightedWakeSleep": {"num_samples": 2, "sleep": 0.5},
         "objectives.AdversarialELBO": {
             "discriminator": ONE,
@@ -847,7 +848,6 @@ def cases():
         for path, good in plain.items()
     }
     more = {"num_samples": 2, **DRAWN}
-    pair = New(lambda: (X, LABELS))
     found |= {
         "models.VAE.compile": Case(
             lambda s: make_vae().compile,
@@ -916,9 +916,6 @@ def cases():
             _of("semi", "log_marginal_likelihood"),
             DATA | DRAWN | {"num_samples": 30, "method": "importance"},
         ),
-        "semi_supervised.SemiSupervisedVAE.impute": Case(
-            _of("semi", "impute"), {"x": pair, "num_samples": 2} | DRAWN, also=("decoder",)
-        ),
         "hierarchical.HierarchicalVAE.split": Case(
             _of("hierarchical", "split"), {"z": np.concatenate([Z, Z], axis=1)}
         ),
@@ -943,7 +940,7 @@ def cases():
         ),
         "local_inference.source": Case(
             _plain("local_inference.source"),
-            {"distribution": New(lambda: tfd.Normal(0.0, 1.0))},
+            {"distribution": New(lambda: posteriors.DiagonalNormal(2)(tf.zeros([1, 4])))},
             also=("vae",),
         ),
         "local_inference.check_vae": Case(
@@ -996,7 +993,7 @@ def cases():
         ),
         "latent_space.traverse": Case(
             lambda s: functools.partial(tfpvae.latent_space.traverse, s.vae),
-            {"z": Z[:1], "units": [0], "num": 3, "quantiles": (0.1, 0.9)},
+            {"z": Z[0], "units": [0], "num": 3, "quantiles": (0.1, 0.9)},
         ),
         "arviz_export.to_arviz": Case(
             lambda s: functools.partial(tfpvae.arviz_export.to_arviz, s.regression),
@@ -1079,7 +1076,7 @@ def cases():
             _of("mixed", "evaluate"), DATA | {"y": Y, "groups": GROUPS} | QUIET
         ),
         "mixed_effects.MixedRegression.with_groups": Case(
-            _of("mixed", "with_groups"), DATA | {"y": Y, "groups": GROUPS}, also=("encoder",)
+            _of("mixed", "with_groups"), DATA | {"y": Y, "groups": NEW_GROUPS}, also=("encoder",)
         ),
         **{
             f"mixed_effects.MixedRegression.{name}": Case(
@@ -1095,9 +1092,6 @@ def cases():
         },
         "mixed_effects.MixedRegression.draws": Case(
             _of("mixed", "draws"), {"num_samples": 3, "seed": 0}
-        ),
-        "mixed_effects.MixedRegression.to_arviz": Case(
-            _of("mixed", "to_arviz"), {"num_samples": 3, "seed": 0}
         ),
         "simulators.SimulatorModel.compile": Case(
             lambda s: (
@@ -1121,10 +1115,6 @@ def cases():
             DATA | {"batch_size": 4, "epochs": 1} | QUIET,
             "simulator",
             raises=(FloatingPointError,),
-        ),
-        "simulators.SimulatorModel.posterior": Case(_of("simulator", "posterior"), DATA),
-        "simulators.SimulatorModel.latent_posterior": Case(
-            _of("simulator", "latent_posterior"), DATA, also=("encoder",)
         ),
         "simulators.SimulatorModel.simulate": Case(
             _of("simulator", "simulate"), {"parameters": X, "seed": 0}
@@ -1199,6 +1189,9 @@ LEFT_OUT = {
     r"training\.ProbabilisticModel\.(train_on_batch|predict_on_batch"
     r"|test_on_batch)": ("for loops of one's own, which take a batch as it is, as in Keras"),
     r"weights\.BayesianDense\.(posterior|kl)": "takes nothing from users",
+    r"simulators\.SimulatorModel\.(posterior|latent_posterior)|.*\.to_arviz|.*VAE\.impute": (
+        "the model here has none, and refuses whatever comes; those that have it have tests"
+    ),
     r"resuming\.(Resume\.\w+|as_resume)|.*\.losses_of": "called by `fit`",
     r"serving\..*|(training|regression|mixed_effects)\.\w+\.export": (
         "called by `VAE.export`, or like it"

@@ -126,7 +126,9 @@ class Guard(keras.callbacks.Callback):
         step = int(self.model._train_counter.numpy()) - self._start + number
         where = f" in epoch {self._epoch}, step {step}" if self._epoch else ""
         # What a batch shows, or else the names of the terms.
-        origin = self._origin(data) if data is not None else []
+        origin = []
+        with contextlib.suppress(Exception):  # The search must not hide what it is for.
+            origin = self._origin(data) if data is not None else []
         origin = origin or ([f"{', '.join(bad)} came out so"] if bad else [])
         self._restore(kept)  # To look for the origin has taken some of the noise.
         said = [
