@@ -31,6 +31,7 @@ from tfpvae import (
     schedules,
     streams,
 )
+from tfpvae.resuming import Resume
 
 D = 6
 RNG = np.random.default_rng(0)
@@ -239,6 +240,23 @@ def saved(strategy):
     return found(vae, history, files=files) | {"again": again.trainable_variables[0].numpy()}
 
 
+def resumed(strategy):
+    """Stopped after two of five epochs; a new model, whose weights were others, ends the run."""
+    folder = Path(os.environ["REPLICA_FOLDER"], "run")
+
+    def fit(epochs):
+        with strategy.scope():
+            vae = VAE(*networks(), seed=epochs)
+            vae.compile(keras.optimizers.Adam(0.02))
+        resume = Resume(folder, min_seconds=0.0)
+        history = vae.fit(X, batch_size=31, epochs=epochs, verbose=0, resume=resume).history
+        return vae, history
+
+    fit(2)
+    vae, history = fit(5)
+    return found(vae, history)
+
+
 def files(strategy):
     """Shards: with parts of each batch, and with files of its own for each worker."""
     resolver = strategy.cluster_resolver
@@ -313,6 +331,7 @@ CASES = {
         discriminator,
         adversarial,
         files,
+        resumed,
         noise,
         saved,
         refused,

@@ -31,6 +31,7 @@ COMPARED = (
     "discriminator",
     "adversarial",
     "files",
+    "resumed",
 )
 OTHERS = ("noise", "saved")
 

@@ -48,7 +48,7 @@ ALLOWED = {
     "saving": {"serialization"},
     "streams": {"checks", "inputs"},
     "guards": {"blocks", "execution", "noise"},
-    "resuming": {"checks", "inputs", "replicas", "saving"},
+    "resuming": {"checks", "guards", "inputs", "replicas", "saving"},
     "training": {
         "blocks",
         "checks",

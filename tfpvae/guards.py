@@ -73,13 +73,15 @@ class Guard(keras.callbacks.Callback):
         """
         if not self.active:
             return run(chunk, num)
-        kept = self._keep()
+        # The steps are taken again, and count in the running means again.
+        means = [v for metric in self.model.metrics for v in metric.variables]
+        kept = self._keep(*means)
         logs = run(chunk, num)
         if self._is_good(logs):
             return logs
         self._restore(kept)
         for i in range(num):
-            kept = self._keep()
+            kept = self._keep(*means)
             logs = run(execution.take(chunk, slice(i, i + 1)), 1)
             if not self._is_good(logs):
                 raise self._error(logs, kept, i + 1, execution.take(chunk, i))
@@ -95,17 +97,9 @@ class Guard(keras.callbacks.Callback):
             raise self._error(logs, kept, 0, None)
         return logs
 
-    def _variables(self) -> list[Any]:
-        """All that a step changes, each once."""
-        model = self.model
-        parts = [model, model.optimizer, *model.metrics]
-        if model.discriminator is not None:
-            parts += [model.discriminator, model.discriminator.optimizer]
-        found = [variable for part in parts for variable in _variables_of(part)]
-        return list({id(variable): variable for variable in found}.values())
-
-    def _keep(self) -> list[tuple[Any, Any]]:
-        return [(variable, tf.identity(variable)) for variable in self._variables()]
+    def _keep(self, *others: Any) -> list[tuple[Any, Any]]:
+        kept = [*variables(self.model), *others]
+        return [(variable, variable.read_value()) for variable in kept]
 
     def _restore(self, kept: list[tuple[Any, Any]]) -> None:
         for variable, value in kept:
@@ -181,11 +175,23 @@ class Guard(keras.callbacks.Callback):
         return []
 
 
-def _variables_of(part: Any) -> list[Any]:
-    if not getattr(part, "built", True):  # A discriminator before its first step.
-        return []
-    variables = part.variables
-    return list(variables() if callable(variables) else variables)
+def variables(model: Any) -> list[Any]:
+    """All that a step of training changes, each variable once, in an order that repeats.
+
+    Those of the model and its optimizer, with the learning rate and the loss scale, and of a
+    discriminator that is trained beside it; not the running means, which each epoch begins anew.
+    """
+    parts = [part for part in (model, model.discriminator) if part is not None and part.built]
+    found = [variable for part in parts for variable in part.variables]
+    for optimizer in (part.optimizer for part in parts):
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        own = inner.variables
+        found += own() if callable(own) else own
+        if hasattr(inner.learning_rate, "assign"):
+            found.append(inner.learning_rate)
+        if inner is not optimizer:  # Keras counts neither among the variables of either.
+            found += optimizer._loss_scale._weights.values() if optimizer.dynamic else []
+    return list({id(variable): variable for variable in found}.values())
 
 
 def _is_finite(values: Any) -> bool:

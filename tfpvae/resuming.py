@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfpvae import checks, inputs, replicas, saving
+from tfpvae import checks, guards, inputs, replicas, saving
 
 _KEPT = (bool, int, float, str, type(None), np.generic, np.ndarray)
 
@@ -139,7 +139,7 @@ class Resume(keras.callbacks.Callback):
             return inputs.Data(data.x.repeat().skip(start * steps)), settings | changed
         size = data.batch_size(settings)
         changed["validation_batch_size"] = settings.get("validation_batch_size") or size
-        stream = _batches(data, size, settings, self.model.noise.seed, start, in_rows)
+        stream = _batches(data, size, settings, self.model.noise.seed.numpy(), start, in_rows)
         return inputs.Data(stream), settings | changed | {"batch_size": None}
 
     def finish(self) -> Any:
@@ -172,6 +172,10 @@ class Resume(keras.callbacks.Callback):
         self._states = [_state(callback) for callback in self._others]
         self.folder.mkdir(parents=True, exist_ok=True)
         name = f"epoch-{self.epoch:05d}"
+        arrays = {
+            f"variable {i}": variable.numpy()
+            for i, variable in enumerate(guards.variables(self.model))
+        }
         if not replicas.is_chief(self.model.distribute_strategy):
             with tempfile.TemporaryDirectory() as folder:  # The others take part, for nothing.
                 self.model.save(pathlib.Path(folder, "model.keras"))
@@ -179,21 +183,19 @@ class Resume(keras.callbacks.Callback):
         with saving.atomic(self.folder / name) as part:
             part.mkdir()
             self.model.save(part / "model.keras")
-            arrays: dict[str, np.ndarray] = {}
             state = {
                 "format": 1,
                 "epoch": self.epoch,
                 "stopped": self.stopped,
                 "run": self._run,
                 "history": self._history.history,
-                "learning_rates": [float(o.learning_rate) for o in _optimizers(self.model)],
                 "callbacks": [
                     [type(callback).__name__, _packed(state, arrays)]
                     for callback, state in zip(self._others, self._states, strict=True)
                 ],
             }
             (part / "state.json").write_text(json.dumps(state, default=_number))
-            np.savez(part / "arrays.npz", **arrays)
+            np.savez(part / "arrays.npz", **arrays)  # type: ignore[arg-type]  # of NumPy 2
         for path in self.folder.glob("*epoch-*"):
             if path.name != name:
                 shutil.rmtree(path, ignore_errors=True)
@@ -209,7 +211,6 @@ class Resume(keras.callbacks.Callback):
             self._states = [_unpacked(values, arrays) for _, values in state["callbacks"]]
             self.epoch, self.stopped = state["epoch"], state["stopped"]
             self._history.history = state["history"]
-            rates = state["learning_rates"]
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             raise ValueError(
                 f"resume: {path} cannot be read ({error}); wanted a folder that fit wrote: remove "
@@ -222,11 +223,8 @@ class Resume(keras.callbacks.Callback):
                 f"resume: got {self.folder}, which holds a run with other {', '.join(others)}; "
                 "wanted the same run, or another folder"
             )
-        self.model.load_weights(path / "model.keras")
-        # A callback may have changed them, and Keras does not count them among the variables.
-        for optimizer, rate in zip(_optimizers(self.model), rates, strict=True):
-            if isinstance(optimizer.learning_rate, tf.Variable):
-                optimizer.learning_rate.assign(rate)
+        for i, variable in enumerate(guards.variables(self.model)):
+            variable.assign(arrays[f"variable {i}"])
 
 
 def as_resume(value: Any) -> Resume:
@@ -265,7 +263,7 @@ def _fingerprint(model: Any, data: inputs.Data, settings: dict[str, Any]) -> dic
         if values is not None:
             array = np.ascontiguousarray(values)
             digest.update(f"{array.dtype} {array.shape}".encode())
-            digest.update(array.reshape(-1).view(np.uint8))
+            digest.update(array.reshape(-1).view(np.uint8).data)
     names = ("batch_size", "shuffle", "steps_per_epoch")
     return {
         "data": digest.hexdigest(),
@@ -278,12 +276,6 @@ def _fingerprint(model: Any, data: inputs.Data, settings: dict[str, Any]) -> dic
 def _last(folder: pathlib.Path) -> pathlib.Path | None:
     """The folder of the last epoch that was saved whole."""
     return max(folder.glob("epoch-[0-9]*"), default=None, key=lambda path: int(path.name[6:]))
-
-
-def _optimizers(model: Any) -> list[Any]:
-    """The optimizers of a model: its own, and that of a discriminator."""
-    parts = [part for part in (model, model.discriminator) if part is not None]
-    return [getattr(part.optimizer, "inner_optimizer", part.optimizer) for part in parts]
 
 
 def _state(callback: Any) -> dict[str, Any]:
@@ -303,7 +295,7 @@ def _packed(state: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, A
         if isinstance(value, (list, tuple)):
             return [pack(item) for item in value]
         if isinstance(value, (np.generic, np.ndarray)):
-            arrays[str(len(arrays))] = value
+            arrays[str(len(arrays))] = np.asarray(value)
             return {"array": str(len(arrays) - 1)}
         return value
 
