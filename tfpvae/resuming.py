@@ -96,7 +96,8 @@ class Resume(keras.callbacks.Callback):
         self._run = _fingerprint(model, data, settings)
         self._history = keras.callbacks.History()
         self.epoch, self.stopped = 0, False
-        model.build_optimizers()
+        with model.distribute_strategy.scope():  # Or the replicas would share one set of slots.
+            model.build_optimizers()
         _warn_of_own_noise(model)
         found = _last(self.folder)
         if found is None:
