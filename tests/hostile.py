@@ -1129,12 +1129,6 @@ def cases():
         "simulators.SimulatorModel.check_discriminator": Case(
             _of("simulator", "check_discriminator"), {"num_simulations": 40, "x": None, "seed": 0}
         ),
-        "estimators.BayesianClassifier.fit": Case(
-            lambda s: tfpvae.estimators.BayesianClassifier(steps=2).fit, {"X": X, "y": LABELS}
-        ),
-        "estimators.BayesianRegressor.fit": Case(
-            lambda s: tfpvae.estimators.BayesianRegressor(steps=2).fit, {"X": X, "y": Y}
-        ),
     }
     return found
 
@@ -1180,7 +1174,7 @@ LEFT_OUT = {
     r"reproduce\..*": ("a command of hours, with tests of its arguments of its own"),
     r"regression\.(pieces_of|affine|paired_draws|warn)": ("called by the models"),
     r"density_ratio\.DensityRatio\.(loss|update)": ("called with tensors in the middle of a step"),
-    r"estimators\.\w+\.(predict\w*|set_\w+_request)": (
+    r"estimators\.\w+\.(fit|predict\w*|set_\w+_request)": (
         "scikit-learn's own checks try them, tests/test_estimators.py"
     ),
     r"training\.(ProbabilisticModel|build|ProbabilisticModel\.(compile|predict))": (

@@ -3,6 +3,8 @@
 import itertools
 import math
 import numbers
+import os
+import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -42,9 +44,30 @@ def flag(argument: str, value: Any) -> bool:
     return bool(value)
 
 
+def path(argument: str, value: Any) -> pathlib.Path:
+    """The value as a path; TypeError or ValueError if it is none."""
+    if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
+        raise TypeError(f"{argument}: got {value!r}, wanted a path")
+    if "\0" in os.fspath(value):
+        raise ValueError(f"{argument}: got {value!r}, wanted a path without null bytes")
+    return pathlib.Path(value)
+
+
 def one_of(value: Any, choices: Iterable[str]) -> bool:
     """Whether the value is a string, and one of the choices."""
     return isinstance(value, str) and value in choices
+
+
+def labels(argument: str, values: Any) -> np.ndarray:
+    """Labels, numbers or names, as an array; TypeError or ValueError if they are none."""
+    try:
+        array = np.asarray(values)
+        _ = {*array.ravel().tolist()}
+    except ValueError as error:
+        raise ValueError(f"{argument}: got rows of different lengths ({error})") from None
+    except TypeError as error:
+        raise TypeError(f"{argument}: got {values!r:.60}, wanted labels ({error})") from None
+    return array
 
 
 def mapping(argument: str, value: Any) -> dict[str, Any]:

@@ -567,7 +567,7 @@ class BayesianRegression(training.ProbabilisticModel):
         """
         if not isinstance(self.likelihood, _OF_CLASSES):
             return y
-        labels = np.asarray(y)
+        labels = checks.labels("y", y)
         if learn and len({*labels.ravel().tolist()}) == 1:
             warn(f"y: got one class only, {labels.flat[0]}: what sets it apart is unknown")
         named = labels.dtype.kind in "USO"

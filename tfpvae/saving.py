@@ -29,7 +29,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfpvae import serialization
+from tfpvae import checks, serialization
 
 #: of the files that `save` writes; a later one may hold what this version does not know
 FORMAT = 1
@@ -214,13 +214,13 @@ def load_model(path: Any, custom_objects: Mapping[str, Any] | None = None) -> An
       >>> bool((load_model(path).elbo(x, seed=1) == vae.elbo(x, seed=1)).all())
       True
     """
-    path = pathlib.Path(path)
+    path = checks.path("path", path)
     if not path.exists():
         raise FileNotFoundError(errno.ENOENT, "no such model file", str(path))
     if not path.is_file() or path.suffix != ".keras":
         raise InvalidModelFile(
-            f"{path}: got {'a folder' if path.is_dir() else 'another name'}, wanted a file that "
-            "ends in .keras; keras.models.load_model reads other formats, if you trust them"
+            f"path: got {path}, {'a folder' if path.is_dir() else 'another name'}, wanted a file "
+            "that ends in .keras; keras.models.load_model reads other formats, if you trust them"
         )
     with _one_at_a_time:
         config, weights = _read(path)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfpvae import blocks, distributions, execution, flows, layers, likelihoods, noise
+from tfpvae import blocks, checks, distributions, execution, flows, layers, likelihoods, noise
 
 #: What draws take: the same seed, the same numbers.
 SEED = tf.TensorSpec([2], tf.int32)
@@ -144,7 +144,7 @@ def save(filepath: Any, signatures: Mapping[str, Signature], overwrite: bool = F
       >>> loaded.signatures["double"](x=tf.ones((1, 3)))["twice"].numpy()
       array([[2., 2., 2.]], dtype=float32)
     """
-    path = pathlib.Path(filepath)
+    path = checks.path("filepath", filepath)
     _check_target(path, overwrite, tf.saved_model.contains_saved_model(path))
     traced = {name: signature.traced() for name, signature in signatures.items()}
     module = _module(traced.values())
@@ -171,7 +171,7 @@ def save_tflite(filepath: Any, signature: Signature, overwrite: bool = False) ->
       ...     pathlib.Path(folder, "double.tflite").read_bytes()[4:8]
       b'TFL3'
     """
-    path = pathlib.Path(filepath)
+    path = checks.path("filepath", filepath)
     _check_target(path, overwrite, path.is_file())
     traced = signature.traced()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([traced], _module([traced]))

@@ -728,7 +728,9 @@ class SimulatorModel(training.ProbabilisticModel):
           parameters: values of beta.
           seed: an integer or an int tensor `[2]`; None goes on in the model's own noise.
         """
-        parameters = tf.convert_to_tensor(parameters, self.prior.dtype)
+        if not tf.is_tensor(parameters):
+            parameters = checks.as_array("parameters", parameters)
+        parameters = tf.cast(parameters, self.prior.dtype)
         if tuple(parameters.shape[1:]) != self.prior.event_shape:
             raise ValueError(
                 f"parameters: got shape {tuple(parameters.shape)}, wanted "

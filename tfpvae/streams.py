@@ -124,7 +124,7 @@ def write(
       >>> [batch.shape for batch in read(folder, batch_size=4)]
       [TensorShape([4, 2]), TensorShape([2, 2])]
     """
-    folder = pathlib.Path(folder)
+    folder = checks.path("folder", folder)
     if file_format not in _FORMATS:
         raise ValueError(f"file_format: got {file_format!r}, wanted one of {', '.join(_FORMATS)}")
     rows_per_file = checks.positive_integer("rows_per_file", rows_per_file)
@@ -176,7 +176,7 @@ def manifest(folder: Any) -> Manifest:
       >>> manifest(folder).parts
       {'x': Part(dtype='uint8', shape=(28, 28))}
     """
-    folder = pathlib.Path(folder)
+    folder = checks.path("folder", folder)
     if (folder / MANIFEST).is_file():
         found = _from_json(folder / MANIFEST)
         for shard in found.shards:
