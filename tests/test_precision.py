@@ -239,7 +239,7 @@ LABELS = np.arange(N) % 3
 
 
 def simulator(theta, seed):
-    return theta + tf.random.stateless_normal(tf.shape(theta), seed)
+    return theta + tf.random.stateless_normal(tf.shape(theta), seed, dtype=theta.dtype)
 
 
 def hierarchical(inference):
