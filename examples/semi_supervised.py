@@ -12,6 +12,7 @@ import argparse
 import math
 import pathlib
 import time
+import warnings
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -53,13 +54,15 @@ class Settings(NamedTuple):
     rate: float = 1e-3  # of Adam for M2, which falls along a cosine
     weight: float = 1.0  # of the classification
     share: float = 0.1  # of the labelled rows in an epoch
+    kl_weight_m1: float | None = None  # None: a warm-up to 1
+    full: bool = False  # Whether M2 has a full covariance of each class.
 
 
 SETTINGS = {
     ("digits", "m2"): Settings(10, 128, (), 50, 200, 0, 30, 3e-3, 5.0),
-    ("digits", "m1m2"): Settings(10, 128, (128, 128), 50, 100, 100, 30, 3e-3, 0.1),
+    ("digits", "m1m2"): Settings(10, 128, (128, 128), 50, 100, 100, 30, 3e-3, 5.0, 0.1, 0.05),
     ("mnist", "m2"): Settings(50, 500, (), 200, 80, 0, 100),
-    ("mnist", "m1m2"): Settings(24, 500, (600, 600), 200, 20, 40, 100, 3e-3, 0.1),
+    ("mnist", "m1m2"): Settings(24, 500, (600, 600), 200, 20, 40, 100, 3e-3, 0.1, full=True),
 }
 
 
@@ -96,9 +99,9 @@ def gaussians(size: int) -> keras.Sequential:
 def build(data_size: int, settings: Settings, seed: int, m1: VAE | None = None) -> Any:
     """M2 of the images, or with M1 of its latent variable."""
     hidden = (settings.hidden,)
-    if m1 is None:
-        decoder = mlp(networks.Join(), likelihoods.Bernoulli(data_size), sizes=hidden)
-    else:
+    likelihood = likelihoods.Normal(settings.latent) if m1 else likelihoods.Bernoulli(data_size)
+    decoder = mlp(networks.Join(), likelihood, sizes=hidden)
+    if settings.full:
         decoder = gaussians(settings.latent)
     return SemiSupervisedVAE(
         priors.StandardNormal(settings.latent),
@@ -142,9 +145,11 @@ def train(
     if stacked:
         m1 = build_m1(size, settings, seed)
         warm_up = max(1, settings.epochs_m1 * (num // settings.batch_size) // 2)
-        objective = objectives.ELBO(kl_weight=schedules.Linear(warm_up))
+        objective = objectives.ELBO(settings.kl_weight_m1 or schedules.Linear(warm_up))
         m1.compile(adam(1e-3, num, settings, settings.epochs_m1), objective=objective)
-        m1.fit(data.x_train, epochs=settings.epochs_m1, batch_size=settings.batch_size, **fit)
+        with warnings.catch_warnings():  # The weight may be meant to stay below 1.
+            warnings.filterwarnings("ignore", "fit ended with kl_weight")
+            m1.fit(data.x_train, epochs=settings.epochs_m1, batch_size=settings.batch_size, **fit)
     model = build(size, settings, seed, m1)
     model.compile(adam(settings.rate, num / (1 - settings.share), settings, settings.epochs))
     history = model.fit(
