@@ -196,7 +196,7 @@ class Resume(keras.callbacks.Callback):
                 ],
             }
             (part / "state.json").write_text(json.dumps(state, default=_number))
-            np.savez(part / "arrays.npz", **arrays)  # type: ignore[arg-type]  # of NumPy 2
+            np.savez(part / "arrays.npz", **arrays)
         for path in self.folder.glob("*epoch-*"):
             if path.name != name:
                 shutil.rmtree(path, ignore_errors=True)
