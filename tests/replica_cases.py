@@ -7,6 +7,7 @@ describes. OUTPUT is a file `.npz` of arrays by case and name. Draws are fixed b
 unless they are what a case is about: posteriors pass on their means and KLs have a closed form.
 """
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -243,10 +244,12 @@ def saved(strategy):
 def resumed(strategy):
     """Stopped after two of five epochs; a new model, whose weights were others, ends the run."""
     folder = Path(os.environ["REPLICA_FOLDER"], "run")
+    start = keras.initializers.GlorotUniform(seed=1)  # The same everywhere, and in a file.
+    layer = functools.partial(keras.layers.Dense, kernel_initializer=start)
 
     def fit(epochs):
         with strategy.scope():
-            vae = VAE(*networks(), seed=epochs)
+            vae = VAE(*networks(dense=layer), seed=epochs)
             vae.compile(keras.optimizers.Adam(0.02))
         resume = Resume(folder, min_seconds=0.0)
         history = vae.fit(X, batch_size=31, epochs=epochs, verbose=0, resume=resume).history
