@@ -77,6 +77,7 @@ ALLOWED = {
         "layers",
         "likelihoods",
         "noise",
+        "saving",
     },
     "regression": {
         "arviz_export",

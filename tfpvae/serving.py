@@ -3,13 +3,22 @@
 import contextlib
 import pathlib
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfpvae import blocks, checks, distributions, execution, flows, layers, likelihoods, noise
+from tfpvae import (
+    blocks,
+    checks,
+    distributions,
+    execution,
+    flows,
+    layers,
+    likelihoods,
+    noise,
+    saving,
+)
 
 #: What draws take: the same seed, the same numbers.
 SEED = tf.TensorSpec([2], tf.int32)
@@ -137,6 +146,7 @@ def save(filepath: Any, signatures: Mapping[str, Signature], overwrite: bool = F
       FileExistsError: if there is something else, or without `overwrite` anything.
 
     Example:
+      >>> import tempfile
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     double = Signature(lambda x: {"twice": 2 * x}, {"x": rows((3,), "float32")})
       ...     save(f"{folder}/double", {"double": double})
@@ -148,7 +158,8 @@ def save(filepath: Any, signatures: Mapping[str, Signature], overwrite: bool = F
     _check_target(path, overwrite, tf.saved_model.contains_saved_model(path))
     traced = {name: signature.traced() for name, signature in signatures.items()}
     module = _module(traced.values())
-    with _beside(path) as whole:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with saving.atomic(path) as whole:
         tf.saved_model.save(module, str(whole), signatures=traced)
 
 
@@ -165,6 +176,7 @@ def save_tflite(filepath: Any, signature: Signature, overwrite: bool = False) ->
       ValueError: if TFLite lacks operations of the function: it names them.
 
     Example:
+      >>> import tempfile
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     double = Signature(lambda x: {"twice": 2 * x}, {"x": rows((3,), "float32")})
       ...     save_tflite(f"{folder}/double.tflite", double)
@@ -188,7 +200,8 @@ def save_tflite(filepath: Any, signature: Signature, overwrite: bool = False) ->
             "from_saved_model makes a file of it with tf.lite.OpsSet.SELECT_TF_OPS, for runtimes "
             "that have TensorFlow's operations, too"
         ) from error
-    with _beside(path) as whole:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with saving.atomic(path) as whole:
         whole.write_bytes(content)
 
 
@@ -261,15 +274,3 @@ def _check_target(path: pathlib.Path, overwrite: bool, replaceable: bool) -> Non
                 else "and is nothing that export writes there, wanted a new name"
             )
         )
-
-
-@contextlib.contextmanager
-def _beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A path to write to, whose file or folder takes the place of `path` when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        whole = pathlib.Path(folder, path.name)
-        yield whole
-        if path.is_dir():  # Which cannot be replaced in one go.
-            path.rename(pathlib.Path(folder, "replaced"))
-        whole.replace(path)
