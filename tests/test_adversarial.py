@@ -516,3 +516,14 @@ def test_an_implicit_prior_is_learned():
     z = prior().sample(20_000, seed=(0, 1)).numpy()
     assert z.mean() == pytest.approx(x.mean(), abs=0.1)
     assert z.std() == pytest.approx(np.sqrt(x.var() - 0.25), abs=0.1)
+
+
+def test_the_contrast_standardizes_what_its_density_is_of():
+    """By a change of variables, r(z|x) is that of a standard normal at the standardized z."""
+    rng = np.random.default_rng(0)
+    loc, scale = rng.normal(size=(3, 2)), rng.uniform(0.3, 3.0, (3, 2))
+    z = rng.normal(size=(4, 3, 2))
+    contrast = objectives._Contrast(tf.constant(loc), tf.constant(scale))
+    standard = stats.norm.logpdf(contrast.inverse(tf.constant(z)).numpy())
+    expected = (standard - np.log(scale)).sum(axis=-1)
+    np.testing.assert_allclose(contrast.log_prob(tf.constant(z)), expected, rtol=1e-6)
