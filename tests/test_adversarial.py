@@ -283,6 +283,7 @@ def test_training_goes_on_after_a_file_to_the_same_numbers(tmp_path):
     assert_same(state(loaded), state(vae))
 
 
+@pytest.mark.long
 def test_the_same_seed_repeats_bit_for_bit():
     runs = []
     for _ in range(2):

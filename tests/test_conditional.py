@@ -192,6 +192,7 @@ def test_the_elbo_falls_short_by_the_kl_to_the_true_posterior(case):
     assert case.kl > 0.2
 
 
+@pytest.mark.long
 def test_importance_sampling_and_annealing_find_log_p(case):
     found = case.spoilt.log_marginal_likelihood(case.data, 4000, seed=0)
     assert found.mean == pytest.approx(case.log_prob.mean(), abs=4 * found.mean_standard_error)

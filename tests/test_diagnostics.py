@@ -273,6 +273,7 @@ def test_table_holds_the_numbers(spoilt):
     assert shown["active units"] == ["2", "of", "3"]
 
 
+@pytest.mark.long
 def test_without_arviz(spoilt, monkeypatch, x):
     for name in [name for name in sys.modules if name.split(".")[0].startswith("arviz")]:
         monkeypatch.setitem(sys.modules, name, None)

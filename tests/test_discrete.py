@@ -753,6 +753,7 @@ TRAINED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_fast_path_is_keras_one_step_after_the_other(name):
     x, logs = data(64), []
@@ -773,6 +774,7 @@ def test_xla_trains(name):
     assert losses[-1] < losses[0] - 0.3
 
 
+@pytest.mark.long
 def test_temperature_is_annealed_logged_saved_and_resumed(tmp_path):
     x = data(96)
     vae = small_vae(relaxed(schedules.Exponential(1.0, 0.25, num_steps=6), straight_through=True))

@@ -228,6 +228,7 @@ def test_a_grid_of_prior_scales():
     assert high > 0.9
 
 
+@pytest.mark.long
 def test_a_learned_prior_scale():
     """The evidence, a closed form, is largest there."""
     rng = np.random.default_rng(5)

@@ -114,6 +114,7 @@ def test_posterior_means_are_scikit_learns(trained):
     assert np.sqrt(np.mean((found - wanted) ** 2)) < 0.02 * X.std()
 
 
+@pytest.mark.long
 def test_the_posterior_of_given_parameters_is_exact_in_double_precision():
     """Every draw's log weight is log p(x), to the last digits."""
     keras.mixed_precision.set_global_policy("float64")

@@ -115,6 +115,7 @@ def test_log_determinant_is_that_of_the_jacobian(name, size, rng):
     np.testing.assert_allclose(inverse, -expected, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.long
 def test_gradient_of_the_inverse(name, rng):
     """By the inverse function theorem, by the point and by what the map is made of."""
     layer = layer_of(name, 2, "float64")
@@ -544,6 +545,7 @@ def operations(vae, objective):
     return [operation.type for operation in graph.get_operations()]
 
 
+@pytest.mark.long
 def test_training_does_not_invert_the_flow():
     """The density of a draw comes with it: no loop over the dimensions, and no root."""
     for flow in (flows.InverseAutoregressive(2, (8,)), flows.Planar(2)):

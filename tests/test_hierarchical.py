@@ -429,6 +429,7 @@ def test_estimators_are_unbiased(inference, case):
 # One layer is a VAE.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("inference", QUICK_OF_BOTH)
 def test_one_layer_is_a_vae(inference, x):
     """The same losses of the same weights and draws, bit by bit, and the same training."""

@@ -333,6 +333,7 @@ def test_annealing_is_closer_than_importance_sampling(narrow):
     np.testing.assert_array_equal(annealed.estimate, again.estimate)
 
 
+@pytest.mark.long
 def test_annealing_from_the_exact_posterior_stays_there(narrow):
     """Also: the weights that the model has now are what counts."""
     spoilt = narrow.encoder.get_weights()
@@ -344,6 +345,7 @@ def test_annealing_from_the_exact_posterior_stays_there(narrow):
     np.testing.assert_allclose(result.estimate, TRUTH[:20], atol=1e-4)
 
 
+@pytest.mark.long
 def test_annealing_of_latents_between_0_and_1_from_their_prior():
     """Against quadrature; the encoder, which is no good, has no part in it."""
     vae = VAE(

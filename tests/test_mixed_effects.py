@@ -426,6 +426,7 @@ def test_labels_of_any_kind_are_the_same_groups():
     assert np.array_equal(model.random_effects.mean(), numbers.random_effects.mean())
 
 
+@pytest.mark.long
 def test_a_seed_repeats_bit_for_bit_and_unknown_groups_are_scored():
     first, second = stepped(X, Y, [*"aabbcc"]), small()
     assert np.array_equal(first.local, second.local)

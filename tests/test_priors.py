@@ -510,6 +510,7 @@ def test_estimators_of_iwae_agree_under_vamp_prior():
     assert np.max(errors) < 0.02
 
 
+@pytest.mark.long
 def test_vamp_prior_takes_no_noise_and_runs_the_encoder_in_inference_mode(x):
     layers = [keras.layers.BatchNormalization(), keras.layers.Dropout(0.5), keras.layers.Dense(5)]
     vae = build(priors.VampPrior(K, pseudo_inputs=x[:4]), encoder=layers)

@@ -138,6 +138,7 @@ def test_a_prior_of_each_coefficient(linear_data):
     np.testing.assert_allclose(model.coefficients.mean().numpy()[[0, 2, 3]], rest, atol=0.03)
 
 
+@pytest.mark.long
 def test_standardized_coefficients_are_reported_on_the_scale_of_x(linear_data):
     x, y = linear_data
     raw = x * [1.0, 200.0, 0.01] + [5.0, 3000.0, 0.2]
@@ -278,6 +279,7 @@ def test_softmax_regression_predicts_as_nuts(wine, softmax):
     np.testing.assert_allclose(p.probs_parameter(), expected, atol=0.01)
 
 
+@pytest.mark.long
 def test_softmax_regression_does_not_know_the_order_of_classes(wine, softmax):
     x, y = wine
     new = np.array([2, 0, 1])
@@ -461,6 +463,7 @@ def test_several_targets(rng):
 # Counts, weights, batches.
 
 
+@pytest.mark.long
 def test_exposure_is_a_factor_of_the_rate_and_offset_its_logarithm():
     x, _ = simulated("poisson")
     rng = np.random.default_rng(5)
@@ -489,6 +492,7 @@ def test_a_weight_of_two_is_a_row_that_comes_twice(linear_data):
     np.testing.assert_allclose(model.coefficients.stddev() / sds, 1, atol=0.02)
 
 
+@pytest.mark.long
 def test_mini_batches_have_the_posterior_of_all_rows(linear_data):
     exact = Linear(*linear_data, 0.5)
     model = BayesianRegression(likelihoods.Normal(scale=0.5), **UNIT)
@@ -499,6 +503,7 @@ def test_mini_batches_have_the_posterior_of_all_rows(linear_data):
     assert len(history.history["loss"]) == 10
 
 
+@pytest.mark.long
 def test_a_stream_of_batches(linear_data):
     x, y = linear_data
     exact = Linear(x, y, 0.5)
@@ -519,6 +524,7 @@ def test_the_learning_rate_falls_to_zero_over_a_stream(linear_data):
     assert schedule["decay_steps"] == 6
 
 
+@pytest.mark.long
 def test_rows_that_are_held_out_are_not_trained_on(linear_data):
     """A wild y in the last rows shows in the validation alone."""
     x, y = linear_data
@@ -570,6 +576,7 @@ def test_keras_own_loop_takes_as_many_steps(linear_data):
     assert 12 <= int(model.optimizer.iterations) < 22
 
 
+@pytest.mark.long
 def test_a_seed_repeats_bit_for_bit(linear_data):
     runs = []
     for seed in (1, 1, 2):
@@ -710,6 +717,7 @@ def test_one_row(rng):
     np.testing.assert_allclose(model.coefficients.mean(), exact.mean, atol=0.05)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_only(label, rng):
     model = BayesianRegression(likelihoods.Bernoulli(), **UNIT)

@@ -122,7 +122,7 @@ RUNS = {
     "semi-supervised": (semi_supervised, ARRAYS | FEW),
     "loss scaling": (loss_scaled, ARRAYS),
 }
-QUICK = ("plain", "held out", "schedules", "dataset", "semi-supervised")
+QUICK = ("plain", "schedules", "semi-supervised")
 
 
 def state(model):
@@ -181,6 +181,7 @@ def test_the_order_is_new_in_each_epoch_and_each_row_comes_once(tmp_path):
     assert epochs[0] != epochs[1] != x[:, 0].tolist()
 
 
+@pytest.mark.long
 def test_callbacks_go_on_with_what_they_knew(tmp_path):
     def callbacks():
         return [
@@ -221,6 +222,7 @@ def test_a_longer_run_goes_on(tmp_path):
     assert done.epoch == [*range(9)]
 
 
+@pytest.mark.long
 def test_a_regression(tmp_path):
     def fit(resume):
         model = BayesianRegression(likelihoods.Bernoulli(), seed=0)

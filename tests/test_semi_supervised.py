@@ -162,6 +162,7 @@ def labels(rng):
     return np.where(np.arange(40) < 12, np.arange(40) % K, -1)
 
 
+@pytest.mark.long
 def test_exact_networks_reach_the_log_densities(mixture, exact):
     x, y = mixture.x, mixture.y
     joint = mixture.log_joint[np.arange(N), y]

@@ -219,6 +219,7 @@ def test_loss_is_the_sum_of_its_terms(x):
     assert half["log_ratio"] == pytest.approx(0.5 * logs["log_ratio"], rel=1e-4)
 
 
+@pytest.mark.long
 def test_a_wrong_ratio_is_noticed(x):
     """Twice the log ratio exaggerates: the slope falls to one half."""
     made = model(discriminator=network(16))
@@ -262,7 +263,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.long] * (name == "flow")) for name in CASES]
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name != "amortized")) for name in CASES]
 )
 def test_saving_and_going_on(name, x, tmp_path):
     """A model that is loaded makes the steps of one that was not, bit for bit."""
@@ -303,6 +304,7 @@ def test_both_optimizers_train_what_is_theirs(x):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.long
 def test_same_seed_same_numbers(x):
     histories, samples = [], []
     for seed in (1, 1, 2):

@@ -186,6 +186,7 @@ class Kept(keras.layers.Layer):
         return bits
 
 
+@pytest.mark.long
 def test_bytes_are_binarized_afresh_in_each_epoch(tmp_path):
     """64 x 6 bits of probability 51 / 255: sums of mean 76.8 and variance 61.44."""
     streams.write(tmp_path, np.full((64, 6), 51, "uint8"))

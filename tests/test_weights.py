@@ -319,6 +319,7 @@ def layers_of(model):
     return [m for m in model.submodules if isinstance(m, weights.BayesianDense)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("style", STYLES)
 def test_keras_counts_the_kl_once(style, rng):
     """Whatever the batches, weights of examples, and validation; the nll here is always 1."""
@@ -665,6 +666,7 @@ def best_gaussian(x, y):
     return mean, np.sqrt(np.diag(covariance))
 
 
+@pytest.mark.long
 def test_logistic_regression_finds_the_best_gaussian(example, rng, tmp_path):
     """From plain blocks; BayesianRegression has the same posterior."""
     x = np.hstack([rng.normal(size=(80, 2)) @ [[1.0, 0.8], [0.0, 0.6]], np.ones((80, 1))])
