@@ -14,8 +14,8 @@ _MNIST_FILE = "mnist.npz"
 _MNIST_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
 _MNIST_SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
 
-# The largest level that a pixel can have, which is not always the largest that occurs.
-_MAX_LEVEL = {"digits": 16, "mnist": 255}
+#: the data sets, and the largest level that a pixel can have, which need not occur
+MAX_LEVELS = {"digits": 16, "mnist": 255}
 
 
 class Dataset(NamedTuple):
@@ -80,10 +80,10 @@ def load(
     """
     if not isinstance(name, str):
         raise TypeError(f"name must be a string, not {type(name).__name__}")
-    if name not in _MAX_LEVEL:
-        near = difflib.get_close_matches(name.lower(), _MAX_LEVEL, n=1)
+    if name not in MAX_LEVELS:
+        near = difflib.get_close_matches(name.lower(), MAX_LEVELS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        known = ", ".join(map(repr, _MAX_LEVEL))
+        known = ", ".join(map(repr, MAX_LEVELS))
         raise ValueError(f"name: got {name!r}, wanted one of {known}.{hint}")
     if path is not None and not isinstance(path, str | os.PathLike):
         raise TypeError(f"path must be a string or a path, not {type(path).__name__}")
@@ -99,7 +99,7 @@ def load(
 
     def prepare(x: np.ndarray) -> np.ndarray:
         x = x.reshape(len(x), -1) if flatten else x
-        return x.astype(np.float32) / np.float32(_MAX_LEVEL[name]) if scale else x
+        return x.astype(np.float32) / np.float32(MAX_LEVELS[name]) if scale else x
 
     return data._replace(x_train=prepare(data.x_train), x_test=prepare(data.x_test))
 

@@ -1027,6 +1027,67 @@ def aggregate_posterior(
     return ax
 
 
+def marginal(
+    x: ArrayLike | None,
+    samples: ArrayLike,
+    ax: Axes | None = None,
+    *,
+    names: tuple[str, str] = ("data", "model"),
+) -> Axes:
+    """Draw how one variable is distributed, in the data and in samples of a model.
+
+    Few whole numbers get a bar each; all else is a histogram of what lies between the outermost
+    two thousandths of the data.
+
+    Args:
+      x: the data [N]; NaN is missing. None if there are none.
+      samples: of the model, [M].
+      ax: the Axes to draw on.
+      names: of the two in the legend.
+
+    Returns:
+      The Axes; the heights are densities, or probabilities of whole numbers.
+
+    Raises:
+      TypeError: values that are no numbers.
+      ValueError: wrong shapes, no numbers, infinity, NaN in the samples.
+
+    Example:
+      >>> ax = marginal([0, 1, 1, 3], [0, 1, 2, 2])
+      >>> [key.get_text() for key in ax.get_legend().get_texts()]
+      ['data', 'model']
+    """
+    model = _numbers("samples", samples)
+    data = None
+    if x is not None:
+        data = np.asarray(x)
+        data = _numbers("x", data[~np.isnan(data)] if data.dtype.kind == "f" else data)
+    for argument, values in (("x", data), ("samples", model)):
+        if values is not None and values.ndim != 1:
+            raise ValueError(f"{argument} must be [N], got {list(values.shape)}")
+    if not isinstance(names, (list, tuple)) or len(names) != 2:
+        raise TypeError(f"names must be two strings, got {names!r}")
+    ax = _axes(ax, (6.0, 3.6))
+    shown = model if data is None else np.concatenate([data, model])
+    # Of each by itself: a model that is far off must not squeeze the data into one bar.
+    low, high = np.quantile(model if data is None else data, [0.002, 0.998])
+    step = math.ceil((high - low) / 60) or 1
+    if whole := bool((shown == np.round(shown)).all()):  # As many of them in each bar.
+        edges = np.arange(math.floor(low), math.ceil(high) + 1 + step, step) - 0.5
+    else:
+        edges = np.linspace(low, high if high > low else low + 1.0, 41)
+    width = np.diff(edges)
+    if data is not None:
+        heights = np.histogram(data, edges)[0] / len(data) / width
+        ax.bar(edges[:-1], heights, width, align="edge", color="0.75", label=names[0])
+    heights = np.histogram(model, edges)[0] / len(model) / width
+    ax.stairs(heights, edges, color=_TERMS["nll"], linewidth=1.6, label=names[1])
+    ax.set_ylabel("probability" if whole and step == 1 else "density")
+    ax.set_ylim(bottom=0.0)
+    ax.legend(frameon=False)
+    return ax
+
+
 def _grey_range(images: np.ndarray) -> tuple[float, float]:
     """The grey levels of black and white."""
     black, white = min(0.0, float(images.min())), float(images.max())

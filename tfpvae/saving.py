@@ -125,7 +125,7 @@ def _flush(path: pathlib.Path) -> None:
         os.close(handle)
 
 
-def save(model: Any, path: Any, **kwargs: Any) -> None:
+def save(model: Any, path: Any, *, notes: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
     """Write a model to a `.keras` file, whole or not at all, with what tells damage later.
 
     It is Keras's own file, which `keras.models.load_model` reads too; its metadata hold besides the
@@ -135,10 +135,13 @@ def save(model: Any, path: Any, **kwargs: Any) -> None:
     Args:
       model: a tf_keras model.
       path: the file, with a name that ends in .keras.
+      notes: what else to write down in the file, for people and programs: JSON. `read_notes` reads
+        it; a loaded model does not have it.
       **kwargs: of `keras.Model.save`.
 
     Raises:
       ValueError: for another name.
+      TypeError: for notes that are no JSON.
       OSError: if the disk is full; a file that was there is as it was.
 
     Example:
@@ -150,14 +153,19 @@ def save(model: Any, path: Any, **kwargs: Any) -> None:
     """
     if pathlib.Path(path).suffix != ".keras":
         raise ValueError(f"path: got {str(path)!r}, wanted a name that ends in .keras")
+    notes = checks.mapping("notes", notes)
+    try:
+        json.dumps(notes, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"notes: got what is no JSON ({error}), wanted numbers and text") from error
     with atomic(path) as whole:
         plain = whole.with_name(f"plain-{whole.name}")
         keras.Model.save(model, plain, **kwargs)
-        _sign(plain, whole)
+        _sign(plain, whole, notes)
 
 
-def _sign(plain: pathlib.Path, whole: pathlib.Path) -> None:
-    """Copy an archive, with its versions and digests in the metadata."""
+def _sign(plain: pathlib.Path, whole: pathlib.Path, notes: dict[str, Any]) -> None:
+    """Copy an archive, with its versions, its digests and the notes in the metadata."""
     digests = {}
     with zipfile.ZipFile(plain) as source, zipfile.ZipFile(whole, "w") as target:
         for name in source.namelist():
@@ -174,6 +182,7 @@ def _sign(plain: pathlib.Path, whole: pathlib.Path) -> None:
             "tfpvae_format": FORMAT,
             "sha256": digests,
         }
+        metadata |= {"notes": notes} if notes else {}
         target.writestr(_METADATA, json.dumps(metadata))
 
 
@@ -239,6 +248,38 @@ def load_model(path: Any, custom_objects: Mapping[str, Any] | None = None) -> An
         raise InvalidModelFile(f"{path}: got a {type(model).__name__} in {_CONFIG}, wanted a model")
     _check_optimizer(path, model, weights)
     return model
+
+
+def read_notes(path: Any) -> dict[str, Any]:
+    """The notes in a `.keras` file, as `save` was given them; empty if there are none.
+
+    Args:
+      path: the file. The notes are what somebody wrote: no digest protects them.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      InvalidModelFile: a ValueError, if the file cannot be read.
+
+    Example:
+      >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+      >>> path = os.path.join(tempfile.mkdtemp(), "model.keras")
+      >>> save(model, path, notes={"columns": ["age", "dose"]})
+      >>> read_notes(path)
+      {'columns': ['age', 'dose']}
+    """
+    path = checks.path("path", path)
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, "no such model file", str(path))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _check_members(path, archive)
+            metadata = _json(path, _METADATA, archive.read(_METADATA))
+    except InvalidModelFile:
+        raise
+    except Exception as error:  # Whatever a damaged archive makes zipfile raise.
+        raise _damaged(path, error) from error
+    notes = metadata.get("notes", {})
+    return notes if isinstance(notes, dict) else {}
 
 
 class _Weights:
