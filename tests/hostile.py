@@ -835,6 +835,7 @@ def cases():
             "labels": LABELS,
             "names": ("a", "b"),
         },
+        "plotting.marginal": {"x": Z[:, 0], "samples": Z[:, 1], "names": ("a", "b")},
         "marginal_likelihood.Annealing": {
             "num_steps": 5,
             "num_leapfrog_steps": 1,
@@ -887,6 +888,9 @@ def cases():
         ),
         "models.VAE.export": Case(
             _of("vae", "export"), {"filepath": "no/such/folder/vae"}, raises=(OSError,)
+        ),
+        "saving.read_notes": Case(
+            _plain("saving.read_notes"), {"path": "no/such/model.keras"}, raises=(OSError,)
         ),
         "saving.load_model": Case(
             _plain("saving.load_model"), {"path": "no/such/model.keras"}, raises=(OSError,)

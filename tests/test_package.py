@@ -194,6 +194,7 @@ ALLOWED = {
         "datasets",
         "dense",
         "diagnostics",
+        "likelihoods",
         "local_inference",
         "models",
         "plotting",

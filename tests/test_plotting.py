@@ -39,6 +39,7 @@ FUNCTIONS = {
     "aggregate_posterior": lambda ax=None: plotting.aggregate_posterior(
         X[:, 0, :2], X[:, 1, :2], None, ax
     ),
+    "marginal": lambda ax=None: plotting.marginal(X[:, 0, 0], X[:, 0, 1], ax),
 }
 
 
@@ -714,3 +715,61 @@ class TestAggregatePosterior:
             plotting.aggregate_posterior(np.zeros((3, 2)), np.zeros((3, 3)))
         with pytest.raises(ValueError, match="labels must be 3 integers or strings"):
             plotting.aggregate_posterior(np.zeros((3, 2)), np.zeros((3, 2)), [0, 1])
+
+
+class TestMarginal:
+    def heights(self, ax):
+        """Of the data's bars, and of the model's line, with their edges."""
+        values, edges, _ = ax.patches[-1].get_data()
+        return np.array([bar.get_height() for bar in ax.patches[:-1]]), values, edges
+
+    def test_counts_get_a_bar_each(self):
+        ax = plotting.marginal([0, 1, 1, 3], [1, 1, 2, 2, 3])
+        data, model, edges = self.heights(ax)
+        np.testing.assert_allclose(edges, [-0.5, 0.5, 1.5, 2.5, 3.5])
+        np.testing.assert_allclose(data, [0.25, 0.5, 0, 0.25])
+        np.testing.assert_allclose(model, [0, 0.4, 0.4, 0.2])
+        assert ax.get_ylabel() == "probability"
+        assert {*texts(ax.get_legend().get_texts())} == {"data", "model"}
+
+    def test_large_counts_and_numbers_are_densities(self, rng):
+        counts = rng.poisson(1000, 5000)
+        ax = plotting.marginal(counts, counts)
+        data, model, edges = self.heights(ax)
+        step = edges[1] - edges[0]
+        assert step == 4  # From 912 to 1090 in at most 60 bars.
+        np.testing.assert_allclose(np.diff(edges), step)
+        np.testing.assert_allclose(data, model)
+        np.testing.assert_allclose(data.sum() * step, 1.0, atol=0.005)
+        at = int(np.argmin(abs(edges - 1000)))
+        inside = (counts > edges[at]) & (counts < edges[at + 1])
+        assert data[at] == pytest.approx(inside.mean() / step)
+        ax = plotting.marginal(np.array([np.nan, *rng.normal(size=999)]), rng.normal(size=999))
+        data, model, edges = self.heights(ax)
+        assert data.sum() * (edges[1] - edges[0]) == pytest.approx(1.0, abs=0.01)
+        assert ax.get_ylabel() == "density"
+
+    def test_a_model_that_is_far_off_leaves_the_data_their_scale(self):
+        _, _, edges = self.heights(plotting.marginal(np.linspace(0, 1, 99), [1e6, -1e6]))
+        assert edges[0] >= 0
+        assert edges[-1] <= 1
+
+    def test_without_data_and_all_alike(self):
+        ax = plotting.marginal(None, [0.5, 0.5])
+        assert texts(ax.get_legend().get_texts()) == ["model"]
+        assert np.diff(self.heights(ax)[2]).min() > 0
+
+    @pytest.mark.parametrize(
+        ("x", "samples", "message"),
+        [
+            (np.ones((2, 2)), [1.0], r"x must be \[N\], got \[2, 2\]"),
+            ([1.0], [np.nan], "samples must be finite"),
+            ([np.nan], [1.0], "x must not be empty"),
+            ([1.0], [], "samples must not be empty"),
+        ],
+    )
+    def test_bad_input(self, x, samples, message):
+        with pytest.raises(ValueError, match=message):
+            plotting.marginal(x, samples)
+        with pytest.raises(TypeError, match="names must be two strings"):
+            plotting.marginal([1.0], [1.0], names="data")

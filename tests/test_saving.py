@@ -323,6 +323,32 @@ def test_metadata_say_who_wrote_it_and_keras_still_reads_it(saved):
     np.testing.assert_array_equal(elbo(loaded), elbo(model))
 
 
+def test_notes_are_kept_in_the_file(saved, tmp_path):
+    """And change neither what is loaded nor what Keras reads."""
+    notes = {"columns": ["a", "\N{GREEK SMALL LETTER BETA}"], "history": {"loss": [1.5, None]}}
+    (plain, model), path = saved, tmp_path / "noted.keras"
+    saving.save(model, path, notes=notes)
+    assert saving.read_notes(path) == notes
+    assert saving.read_notes(plain) == {}
+    for load in (tfpvae.load_model, keras.models.load_model):
+        assert_same(variables(load(path)), variables(model))
+    for odd in ({"x": np.ones(2)}, {"x": float("nan")}):
+        with pytest.raises(TypeError, match="notes: got what is no JSON"):
+            saving.save(model, tmp_path / "odd.keras", notes=odd)
+    with pytest.raises(TypeError, match="notes: got 'text', wanted a dictionary"):
+        saving.save(model, tmp_path / "odd.keras", notes="text")
+    assert [file.name for file in tmp_path.iterdir()] == ["noted.keras"]
+
+
+def test_notes_of_files_that_are_none(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        saving.read_notes(tmp_path / "x.keras")
+    path = tmp_path / "y.keras"
+    path.write_bytes(b"PK\x03\x04 no archive")
+    with pytest.raises(saving.InvalidModelFile, match="no readable archive"):
+        saving.read_notes(path)
+
+
 def fails(whole):
     """Half of what should be written, and an error."""
     whole.write_text("half")

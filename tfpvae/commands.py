@@ -24,6 +24,7 @@ from tfpvae import (
     datasets,
     dense,
     diagnostics,
+    likelihoods,
     local_inference,
     models,
     plotting,
@@ -424,7 +425,7 @@ def train(
 def _title(vae: models.VAE) -> str:
     """The likelihood by name, of a table that of each column."""
     block = vae.decoder.layers[-1]
-    block = getattr(block, "component", block)
+    block = block.component if isinstance(block, likelihoods.Masked) else block
     parts = getattr(block, "columns", None)
     if parts is None:
         return type(block).__name__
@@ -488,16 +489,17 @@ def demo(
     """
     with _library():
         _check_output(output, overwrite)
-        train_part, test_part = _read("digits")
+        x, _, x_test, y_test = datasets.load("digits")
         output.mkdir(exist_ok=True)
         keras.utils.set_random_seed(seed)
-        vae = dense.vae(train_part.x, hidden=(256,), scale=16.0, seed=seed)
+        vae = dense.vae(x, hidden=(256,), scale=16.0, seed=seed)
         vae.compile("rmsprop")
-        settings = {"epochs": epochs, "batch_size": 100, "validation_data": test_part.x}
+        settings = {"epochs": epochs, "batch_size": 100, "validation_data": x_test}
         path = output / "model.keras"
-        result = _fit(vae, train_part.x, path, {}, _shows(quiet), settings)
+        result = _fit(vae, x, path, {}, _shows(quiet), settings)
         history = saving.read_notes(path)["history"]
-        return result | {"figures": _draw(vae, test_part, output, history, seed, quiet)}
+        test = tables.Table(x_test, None, y_test)
+        return result | {"figures": _draw(vae, test, output, history, seed, quiet)}
 
 
 # What a trained model says.
@@ -747,8 +749,9 @@ def _latent(vae: models.VAE, x: np.ndarray, labels: Any, seed: int) -> Any:
         labels = labels.astype(str)
     units = np.sort(np.argsort(-z.var(axis=0), kind="stable")[:2])
     ax = plotting.latent_plane(z[:, units], labels)
-    for axis, unit in zip((ax.set_xlabel, ax.set_ylabel), units, strict=True):
-        axis(f"mean of $z_{{{unit + 1}}}$")
+    first, second = (f"mean of $z_{{{unit + 1}}}$" for unit in units)
+    ax.set_xlabel(first)
+    ax.set_ylabel(second)
     return ax.figure
 
 

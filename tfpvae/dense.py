@@ -25,7 +25,8 @@ def vae(
 ) -> models.VAE:
     """A VAE of two dense networks, the decoder the mirror image of the encoder.
 
-    Where x has NaN its likelihood is `Masked`, and the encoder begins with `FillMissing`.
+    Where x has NaN its likelihood is `Masked`, as it is with `Masked(component=Normal)` for data
+    that will have some, and the encoder begins with `FillMissing`.
 
     Args:
       x: the data [N, D] or [N, ...]; NaN is missing.
@@ -65,17 +66,19 @@ def vae(
     preprocessing = keras.layers.Rescaling(1 / scale) if scale is not None else None
     if standardize:
         preprocessing = _standardized(x, p, columns)
-    masked = likelihoods.Masked(p) if missing else p
+    missing = missing or isinstance(p, likelihoods.Masked)
+    if missing and not isinstance(p, likelihoods.Masked):
+        p = likelihoods.Masked(p)
     q = specs.make("posterior", "posteriors", posterior, (latent_size,), shape)
     input_shape = (*shape[:-1], 2 * shape[-1]) if missing else shape
     hidden = tuple(hidden)
     encoder = networks.mlp_encoder(input_shape, q.params_size, hidden)
-    decoder = networks.mlp_decoder(latent_size, masked.params_size, hidden[::-1])
+    decoder = networks.mlp_decoder(latent_size, p.params_size, hidden[::-1])
     fill = [networks.FillMissing(mask=True)] if missing else []
     return models.VAE(
         specs.make("prior", "priors", prior, (latent_size,), shape),
         keras.Sequential([*fill, encoder, q]),
-        keras.Sequential([decoder, masked]),
+        keras.Sequential([decoder, p]),
         seed=seed,
         preprocessing=preprocessing,
     )
@@ -174,7 +177,7 @@ def _standardized(x: np.ndarray, block: Any, columns: tuple[str, ...] | None) ->
         )
     x = np.asarray(x, np.float64)
     mean, variance = np.nanmean(x, axis=0), np.nanvar(x, axis=0)
-    constant = np.flatnonzero(chosen & ~(variance > 0))
+    constant = np.flatnonzero(chosen & ~(np.nanmax(x, axis=0) > np.nanmin(x, axis=0)))
     if len(constant):
         name = columns[constant[0]] if columns else f"column {constant[0]}"
         raise ValueError(f"standardize: got {name!r}, which is constant, wanted it left out")

@@ -1060,8 +1060,12 @@ def marginal(
     model = _numbers("samples", samples)
     data = None
     if x is not None:
-        data = np.asarray(x)
-        data = _numbers("x", data[~np.isnan(data)] if data.dtype.kind == "f" else data)
+        try:
+            data = np.asarray(x)
+        except ValueError as error:  # rows of different lengths
+            raise ValueError(f"x must be [N]: {error}") from error
+        gaps = data.ndim == 1 and data.dtype.kind == "f"
+        data = _numbers("x", data[~np.isnan(data)] if gaps else data)
     for argument, values in (("x", data), ("samples", model)):
         if values is not None and values.ndim != 1:
             raise ValueError(f"{argument} must be [N], got {list(values.shape)}")

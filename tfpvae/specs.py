@@ -18,6 +18,15 @@ from tfpvae import blocks, flows, layers, likelihoods, objectives, posteriors, p
 tfd = tfp.distributions
 
 _Optimizer = keras.optimizers.Optimizer
+_EMPTY = inspect.Parameter.empty
+
+# They want a network, which a line of text is not.
+_LEFT_OUT = {
+    posteriors.Implicit,
+    priors.Implicit,
+    likelihoods.Columns,
+    objectives.AdversarialELBO,
+}
 
 
 class _Kind(NamedTuple):
@@ -63,7 +72,7 @@ def names(kind: str) -> dict[str, Any]:
       ['Bernoulli', 'DiagonalNormal']
     """
     module, base, other = KINDS[kind]
-    bases = {base, other, _Optimizer}
+    bases = {base, other, _Optimizer} | _LEFT_OUT
     return {
         name: found
         for name, found in vars(module).items()
@@ -86,15 +95,16 @@ def listing(kind: str) -> str:
     for name, found in names(kind).items():
         said = (inspect.getdoc(found) or "").split("\n\n")[0].replace("\n", " ")
         takes = ", ".join(
-            parameter.name
-            if parameter.default is parameter.empty
-            else str(parameter).split(": ")[0]
+            parameter.name + ("" if parameter.default is _EMPTY else f"={parameter.default!r}")
             for parameter in _parameters(found).values()
             if parameter.name not in _FILLED
         )
         lines.append(f"{name}({takes}) - {said}")
     if KINDS[kind].any_distribution is not None:
-        lines.append("and any class of tfp.distributions that can be one: docs/distributions.md")
+        lines.append(
+            "Blocks also take the parameters of their tfd class to fix them, as Normal(scale=0.1); "
+            "and any class of tfp.distributions that can be a block: docs/distributions.md"
+        )
     return "\n".join(lines)
 
 
@@ -200,21 +210,17 @@ def _find(argument: str, kinds: tuple[str, ...], name: str) -> tuple[str, Any]:
     """The kind and the class of a name; ValueError with the nearest one if there is none."""
     known: dict[str, Any] = {}
     for kind in kinds:
-        found = names(kind)
-        known |= found
-        if name in found:
-            return kind, found[name]
-        if kind == "optimizers":
-            for own in found:
-                if own.lower() == name.lower():
-                    return kind, found[own]
+        known |= names(kind)
+        for own, found in names(kind).items():  # Keras, too, takes optimizers in any case.
+            if own == name or (kind == "optimizers" and own.lower() == name.lower()):
+                return kind, found
     others: list[str] = []
     for kind in kinds:
         if KINDS[kind].any_distribution is not None:
-            found = getattr(tfd, name, None)
-            if inspect.isclass(found) and issubclass(found, tfd.Distribution):
-                return kind, found
-            others = [n for n, v in vars(tfd).items() if inspect.isclass(v)]
+            distribution = getattr(tfd, name, None)
+            if inspect.isclass(distribution) and issubclass(distribution, tfd.Distribution):
+                return kind, distribution
+            others = [other for other, value in vars(tfd).items() if inspect.isclass(value)]
     wanted = " or ".join(kinds) or "a number, a string, a list, True, False or None"
     hint = nearest(name, [*known, *others])
     lists = f" The list: tfpvae train --list {kinds[0]}" if kinds else ""

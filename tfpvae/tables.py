@@ -104,7 +104,7 @@ def write(path: Any, x: np.ndarray, columns: Iterable[str] | None = None) -> Non
     suffix = path.suffix.lower()
     if suffix in _FRAMES and x.ndim != 2:
         raise ValueError(f"{path}: got an array of shape {list(x.shape)}, wanted .npy or .npz")
-    pandas = _pandas(path) if suffix in _FRAMES else None
+    pandas: Any = _pandas(path) if suffix in _FRAMES else None
     with saving.atomic(path) as whole:
         if suffix in (".npy", ".npz"):
             with whole.open("wb") as stream:  # To a name NumPy may add its own ending.
