@@ -1,5 +1,6 @@
 """Words of the command line: what they stand for, and that nothing in them is run."""
 
+import contextlib
 import re
 
 import numpy as np
@@ -124,12 +125,10 @@ WORDS += ["None", "True", "'a'", "+", "**", "{}", "lambda", ":", ".", "__class__
 @settings(deadline=None, max_examples=150)
 @given(st.one_of(st.text(max_size=30), st.lists(st.sampled_from(WORDS), max_size=9).map("".join)))
 def test_any_text_makes_a_block_or_a_value_error(text):
-    try:
+    made = None
+    with contextlib.suppress(ValueError):  # Any other error is a fault.
         made = specs.make("likelihood", "likelihoods", text, SHAPE)
-    except ValueError as error:
-        assert str(error).startswith("likelihood: ")
-    else:
-        assert made.event_shape == SHAPE or made.event_shape[-1:] == SHAPE
+    assert made is None or made.event_shape[-1:] == SHAPE
 
 
 @pytest.mark.parametrize("kind", specs.KINDS)

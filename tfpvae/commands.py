@@ -37,7 +37,10 @@ from tfpvae import (
 
 _PATH = click.Path(path_type=pathlib.Path)
 _COUNT = click.IntRange(min=1)
+_POSITIVE = click.FloatRange(min=0.0, min_open=True)
 _MOST_COLUMNS = 24  # in a picture
+# The same for all: then `evaluate` says what the last validation of `train` said.
+_BATCH_SIZE = 100
 
 # For a session of debugging: mistakes keep their traceback.
 _TRACEBACK = "TFPVAE_TRACEBACK"
@@ -89,6 +92,7 @@ def _library() -> Iterator[None]:
             print(f"{context.command_path}: warning: {_line(message)}", file=sys.stderr)
 
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
         warnings.showwarning = show
         try:
             yield
@@ -332,9 +336,9 @@ def _list(context: click.Context, parameter: Any, value: str | None) -> None:
     "--objective", default="ELBO", metavar="NAME", help="As 'IWAE(num_samples=5)' (ELBO)."
 )
 @click.option("--epochs", type=_COUNT, default=100, help="Passes over the data (100).")
-@click.option("--batch-size", type=_COUNT, default=100, help="Examples a step (100).")
+@click.option("--batch-size", type=_COUNT, default=_BATCH_SIZE, help="Examples a step (100).")
 @click.option("--optimizer", default="Adam", metavar="NAME", help="(Adam)")
-@click.option("--learning-rate", type=float, default=0.001, help="Of the optimizer (0.001).")
+@click.option("--learning-rate", type=_POSITIVE, default=0.001, help="Of the optimizer (0.001).")
 @click.option(
     "--validation-split", type=float, default=0.0, help="Share to hold out: the last rows (0)."
 )
@@ -454,6 +458,7 @@ def _fit(
         history = vae.fit(x, verbose=int(shows), **settings).history
     except KeyboardInterrupt:
         if not vae.built or not int(vae.optimizer.iterations):
+            _say("stopped before the first step; nothing is written")
             raise
         stopped, history = True, getattr(vae.history, "history", {})
     curves = {name: [_finite(v) for v in values] for name, values in history.items()}
@@ -494,7 +499,7 @@ def demo(
         keras.utils.set_random_seed(seed)
         vae = dense.vae(x, hidden=(256,), scale=16.0, seed=seed)
         vae.compile("rmsprop")
-        settings = {"epochs": epochs, "batch_size": 100, "validation_data": x_test}
+        settings = {"epochs": epochs, "batch_size": _BATCH_SIZE, "validation_data": x_test}
         path = output / "model.keras"
         result = _fit(vae, x, path, {}, _shows(quiet), settings)
         history = saving.read_notes(path)["history"]
@@ -536,7 +541,9 @@ def evaluate(
         x = _data_for(vae, notes, data, scale, **options).x
         if not vae._is_compiled:
             vae.compile()
-        terms = vae.evaluate(x, batch_size=500, verbose=int(_shows(quiet)), return_dict=True)
+        terms = vae.evaluate(
+            x, batch_size=_BATCH_SIZE, verbose=int(_shows(quiet)), return_dict=True
+        )
         result = {"model": str(model), "num_data": len(x)}
         result |= {name: _finite(terms[name]) for name in ("elbo", "nll", "kl")}
         if num_samples is None:
