@@ -597,6 +597,69 @@ def test_resume_goes_on(folder, ran):
         np.testing.assert_array_equal(one, other)
 
 
+# The page, word for word.
+
+PAGE = (ROOT / "docs" / "command_line.md").read_text()
+
+
+def test_commands_on_the_page_parse():
+    blocks = "".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)).replace("\\\n", " ")
+    lines = [line for line in blocks.splitlines() if line.startswith("tfpvae ")]
+    assert {line.split()[1] for line in lines} >= {"train", "evaluate", "plot", "export", "sample"}
+    for line in lines:
+        _, name, *words = shlex.split(re.sub(r" > .*", "", line))
+        if "--list" not in words:
+            commands.tfpvae.commands[name].make_context(name, words)
+
+
+@LONG
+def test_the_page_word_for_word(tmp_path):
+    """In an empty folder, by a real shell; what the page shows is what is printed."""
+    (tmp_path / "bin").mkdir()
+    for name, words in (("python", ""), ("tfpvae", "-m tfpvae ")):
+        script = tmp_path / "bin" / name
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words}"$@"\n')
+        script.chmod(0o755)
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    environment = os.environ | {
+        "PATH": os.pathsep.join([str(tmp_path / "bin"), os.environ["PATH"]]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
+    printed, shown = "", 0
+    for kind, block in re.findall(r"```(sh|json)\n(.*?)```", PAGE, re.DOTALL):
+        if kind == "sh":
+            command = ["bash", "-e", "-o", "pipefail", "-c", block]
+            process = subprocess.run(
+                command, cwd=folder, env=environment, capture_output=True, text=True
+            )
+            assert process.returncode == 0, process.stderr
+            assert "Traceback" not in process.stderr
+            printed = process.stdout
+            continue
+        found, wanted = json.loads(printed.splitlines()[-1]), json.loads(block)
+        assert {*found} == {*wanted}
+        shown += 1
+        for name, value in wanted.items():  # Other versions of TensorFlow round otherwise.
+            loose = {"rel": 0.5} if name.endswith(("error", "size")) else {"rel": 0.02, "abs": 0.1}
+            assert found[name] == (value if value == found[name] else pytest.approx(value, **loose))
+    assert shown == 2
+    assert len(pd.read_csv(folder / "samples.csv")) == 500
+    columns = ",".join(pd.read_csv(folder / "samples.csv"))
+    assert columns == "apples,pears,plums,figs,limes"
+    pictures = ["figures/convergence", "figures/latent", "figures/marginals", "diagnosis"]
+    for name in pictures:
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "elbo" in tf.saved_model.load(folder / "served").signatures
+    assert (folder / "decoder.tflite").read_bytes()[4:8] == b"TFL3"
+    block = tfpvae.load_model(folder / "mixed.keras").decoder.layers[-1]
+    kinds = {name: type(part).__name__ for name, part in block.columns.items()}
+    assert kinds["limes"] == "Poisson"
+    assert kinds["figs"] == "ZeroInflated"
+    assert kinds["pears"] == "NegativeBinomial"
+    assert "complete" in (folder / "tfpvae.bash").read_text()
+
+
 # The program as such.
 
 

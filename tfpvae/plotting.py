@@ -1071,6 +1071,8 @@ def marginal(
             raise ValueError(f"{argument} must be [N], got {list(values.shape)}")
     if not isinstance(names, (list, tuple)) or len(names) != 2:
         raise TypeError(f"names must be two strings, got {names!r}")
+    from matplotlib.ticker import MaxNLocator
+
     ax = _axes(ax, (6.0, 3.6))
     shown = model if data is None else np.concatenate([data, model])
     # Of each by itself: a model that is far off must not squeeze the data into one bar.
@@ -1078,17 +1080,19 @@ def marginal(
     step = math.ceil((high - low) / 60) or 1
     if whole := bool((shown == np.round(shown)).all()):  # As many of them in each bar.
         edges = np.arange(math.floor(low), math.ceil(high) + 1 + step, step) - 0.5
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:
         edges = np.linspace(low, high if high > low else low + 1.0, 41)
     width = np.diff(edges)
+    keys: list[Any] = []
     if data is not None:
         heights = np.histogram(data, edges)[0] / len(data) / width
-        ax.bar(edges[:-1], heights, width, align="edge", color="0.75", label=names[0])
+        keys += [ax.bar(edges[:-1], heights, width, align="edge", color="0.75", label=names[0])]
     heights = np.histogram(model, edges)[0] / len(model) / width
-    ax.stairs(heights, edges, color=_TERMS["nll"], linewidth=1.6, label=names[1])
+    keys += [ax.stairs(heights, edges, color=_TERMS["nll"], linewidth=1.6, label=names[1])]
     ax.set_ylabel("probability" if whole and step == 1 else "density")
     ax.set_ylim(bottom=0.0)
-    ax.legend(frameon=False)
+    ax.legend(handles=keys, frameon=False)
     return ax
 
 
