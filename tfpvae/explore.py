@@ -38,6 +38,7 @@ ELBO_DRAWS = 16
 
 _MOMENT_DRAWS = 500
 _IMAGE_SIDE = 8  # A vector of fewer than 8 x 8 numbers is rather a row of a table than an image.
+_GENERIC = ("DistributionLayer", "Likelihood", "Prior")
 _SUPPORTED = "a VAE or a ConditionalVAE whose z is one vector of real numbers"
 
 
@@ -233,7 +234,9 @@ class Explorer:
         if labels is not None:
             found = checks.labels("labels", labels)
             if found.shape != (num,) and not (self.is_conditional and found.ndim > 1):
-                raise ValueError(f"labels: got shape {found.shape}, wanted ({num},), one for each x")
+                raise ValueError(
+                    f"labels: got shape {found.shape}, wanted ({num},), one for each x"
+                )
             found = None if found.ndim > 1 else found
         if found is not None and found.dtype.kind == "O":
             found = found.astype(str)
@@ -339,11 +342,12 @@ class Explorer:
     def _describe_values(self) -> None:
         """The range of x as the model takes it and as it scores it, and the columns' scales."""
         if self.x is None:
-            p = self.model.prior
-            del p
             rng = np.random.default_rng(0)
             z = rng.uniform(*self.limits.T, size=(64, self.latent_size))
-            scored = np.stack([self.decode(code, self.condition()).draw for code in z])
+            found = [self.decode(code, self.condition()) for code in z]
+            draws, means = (np.stack([getattr(p, k) for p in found]) for k in ("draw", "mean"))
+            # What draws of a density say of the range is mostly its noise.
+            scored = draws if (draws == np.round(draws)).all() else means
         else:
             scored = np.asarray(self.model.prepare(self.model._placed(self.x)), float)
         flat = scored.reshape(len(scored), -1).astype(float)
@@ -600,7 +604,12 @@ def _kind(model: Any) -> str:
 
 
 def _title(part: Any) -> str:
-    return part.title() if isinstance(part, blocks.Block) else type(part).__name__
+    """The name of a block; tfd's only where the block has none of its own."""
+    name = type(part).__name__
+    if not isinstance(part, blocks.Block):
+        return name
+    title = part.title()
+    return name if title.startswith(f"{name} (tfd.") and name not in _GENERIC else title
 
 
 def _column_names(block: Any) -> tuple[str, ...]:

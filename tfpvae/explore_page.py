@@ -1,12 +1,12 @@
 """The page of `explore.serve`: Bokeh's widgets and figures around an `Explorer`."""
 
 import html
-import math
 import time
 from typing import Any
 
 import numpy as np
 from bokeh import events, palettes
+from bokeh.core.properties import value
 from bokeh.layouts import column, row
 from bokeh.models import (
     BasicTicker,
@@ -56,7 +56,9 @@ th { position: sticky; top: 0; background: white; color: #4a4f5a; font-weight: 6
 """
 _FOCUS = ":host(:focus-within) { outline: 2px solid #1f77b4; outline-offset: 2px; }"
 
-_EXAMPLE, _DRAWING, _INK = "#d95f02", "#e7298a", "#1d2129"
+_EXAMPLE, _DRAWING, _INK, _GREY = "#d95f02", "#e7298a", "#1d2129", "#4a4f5a"
+_FONT = "system-ui, Roboto, Arial, sans-serif"
+_RIGHT = 526  # pixels of the cards on the right
 _PLANE = 430  # pixels of a side
 _NEAR = 8  # pixels from a code that still hit it
 _PATIENCE = 2.0  # seconds after which what the browser has not confirmed counts as shown
@@ -115,6 +117,8 @@ class Page:
         self._quiet = False
         self._serial = self._confirmed = 0
         self._sent_at = 0.0
+        self.histogram: Any = None
+        self.marks: dict[str, Any] = {}
         self.sent = ColumnDataSource({"serial": [0]}, name="sent")
         self.shown = ColumnDataSource({"serial": [0]})
         self.sent.js_on_change(
@@ -162,14 +166,13 @@ class Page:
         )
         self.position = _div("", width=_PLANE + 60)
         self.hint = _div(f"<p>{hint}</p>", width=_PLANE + 60)
-        return column(
+        return _card(
             _div("<h2>Latent plane</h2>"),
             row(*controls, spacing=6),
             self.plane,
             self.position,
             self.hint,
-            styles=_CARD,
-            spacing=2,
+            width=_PLANE + 124,
         )
 
     def _plane(self, document: Any) -> Any:
@@ -204,7 +207,13 @@ class Page:
         plane.multi_line("xs", "ys", source=self.ellipses, color="color", line_width="width")
         self.means = ColumnDataSource({"x": [], "y": [], "color": []}, name="means")
         plane.scatter(
-            "x", "y", source=self.means, size=9, fill_color="color", line_color="white", marker="square"
+            "x",
+            "y",
+            source=self.means,
+            size=9,
+            fill_color="color",
+            line_color="white",
+            marker="square",
         )
         self.cursor = ColumnDataSource({"x": [], "y": []}, name="cursor")
         for width, color in ((7, "white"), (3, _INK)):
@@ -220,7 +229,8 @@ class Page:
         plane.js_on_event(events.MouseMove, moved)
         self.keys = ColumnDataSource({"x": [0.0], "y": [0.0], "count": [-1]})
         self.keys.on_change("data", self._on_keys)
-        # Sources that no glyph uses have to be reached from the document.
+        # What no glyph uses has to be reached from the document all the same.
+        plane.tags = [self.sent, self.shown, self.pointer, self.keys]
         listening = CustomJS(args={"plane": plane, "keys": self.keys}, code=_KEYS)
         document.js_on_event(events.DocumentReady, listening)
         return plane
@@ -229,11 +239,12 @@ class Page:
         explorer = self.explorer
         labels, num = explorer.labels, len(explorer.codes)
         style = {"size": 7 if num < 500 else 5, "alpha": 0.75, "line_color": None}
+        blank = {"x": np.zeros(num), "y": np.zeros(num)}
         if labels is not None and labels.dtype.kind == "f":
             mapper = LinearColorMapper(
                 palettes.Viridis256, low=float(np.nanmin(labels)), high=float(np.nanmax(labels))
             )
-            self.points.data["label"] = labels
+            self.points.data = {**blank, "label": labels}
             color = {"field": "label", "transform": mapper}
             plane.scatter("x", "y", source=self.points, fill_color=color, **style)
             bar = ColorBar(color_mapper=mapper, width=10, ticker=BasicTicker(), padding=4)
@@ -244,11 +255,11 @@ class Page:
             return
         names, classes = np.unique(labels, return_inverse=True)
         colours = _class_colours(len(names))
-        self.points.data["color"] = [colours[k] for k in classes]
+        self.points.data = {**blank, "color": [colours[k] for k in classes]}
         plane.scatter("x", "y", source=self.points, fill_color="color", **style)
         if len(names) <= _MAX_CLASSES:
             keys = [
-                LegendItem(label=str(name), renderers=[plane.scatter([], [], color=colour, size=9)])
+                LegendItem(label=str(name), renderers=[_key(plane, colour)])
                 for name, colour in zip(names, colours, strict=True)
             ]
             legend = Legend(
@@ -292,43 +303,51 @@ class Page:
         )
         sorted_by = ""
         if explorer.codes is not None and explorer.latent_size > 1:
-            sorted_by = "KL, in nats" if explorer.kl_by_unit is not None else "variance of the codes"
+            sorted_by = (
+                "KL, in nats" if explorer.kl_by_unit is not None else "variance of the codes"
+            )
             sorted_by = f"<p>sorted by {sorted_by}</p>"
         self.table = _div("", width=220, height=230, name="table")
         self.table.styles = {"overflow-y": "auto"}
-        return column(
+        return _card(
             _div(f"<h2>Latent units</h2>{sorted_by}", width=220),
             row(reset, again, spacing=8),
             box,
             self.table,
-            styles=_CARD,
-            spacing=6,
+            width=262,
         )
 
     def _right(self) -> Any:
         explorer = self.explorer
         images = explorer.image_shape is not None
-        cards = []
         kind: Any = _Pictures if images else _Columns
-        self.code_view = kind(explorer, ("mean", "standard deviation", "one draw"), 150, "code")
-        cards.append([_div("<h2>p(x|z) at this z</h2>"), self.code_view.figure])
+        self.code_view = kind(
+            explorer, ("mean", "standard deviation", "one draw"), (150, 150, 150), "code"
+        )
         below = []
         if explorer.codes is not None:
             self.chosen = Spinner(
-                low=0, high=len(explorer.codes) - 1, step=1, width=90, name="example",
+                low=0,
+                high=len(explorer.codes) - 1,
+                step=1,
+                width=86,
+                name="chosen",
                 placeholder="number",
             )
             self.chosen.on_change("value", self._on_chosen)
-            self.example_view = kind(explorer, ("x", "reconstruction"), 108, "example")
-            self.example_text = _div(_NO_EXAMPLE, width=225 if images else 470, height=34)
+            self.example_view = kind(explorer, ("x", "reconstruction"), (92, 92), "example")
+            self.example_text = _div(_NO_EXAMPLE, width=200 if images else 480, height=54)
             title = _div("<h2 class='example'>An example</h2>", width=100)
-            below.append(
-                [row(title, self.chosen), self.example_view.figure, self.example_text]
-            )
+            items = row(title, self.chosen), self.example_view.figure, self.example_text
+            size: Any = {"width": 226, "height": 252} if images else {"width": _RIGHT}
+            below.append(_card(*items, **size))
         if images:
             self.canvas = np.zeros(explorer.image_shape[:2])
             self.pen: Any = None
-            self.drawing_view = _Pictures(explorer, ("draw here", "reconstruction"), 108, "drawing")
+            sides = 156, 92
+            self.drawing_view = _Pictures(
+                explorer, ("draw here", "reconstruction"), sides, "drawing"
+            )
             drawn = self.drawing_view.figure
             drawn.on_event(events.PanStart, self._on_pen_down)
             drawn.on_event(events.Pan, self._on_pen)
@@ -336,14 +355,12 @@ class Page:
             drawn.on_event(events.Tap, self._on_pen_down)
             clear = Button(label="Clear", width=70, name="clear")
             clear.on_click(self._on_clear)
-            self.drawing_text = _div(_NO_DRAWING, width=225, height=34)
+            self.drawing_text = _div(_NO_DRAWING, width=262, height=34)
             self.drawing_view.show([self._drawn(), None])
-            title = _div("<h2 class='drawing'>A drawing</h2>", width=120)
-            below.append([row(title, clear), drawn, self.drawing_text])
-        card = [column(*items, styles=_CARD, spacing=4) for items in cards]
-        lower = [column(*items, styles=_CARD, spacing=4) for items in below]
-        parts = [*card, row(*lower, spacing=10) if images else column(*lower, spacing=10)]
-        self.histogram = None
+            title = _div("<h2 class='drawing'>A drawing</h2>", width=185)
+            below.append(_card(row(title, clear), drawn, self.drawing_text, width=290, height=252))
+        top = _card(_div("<h2>p(x|z) at this z</h2>"), self.code_view.figure, width=_RIGHT)
+        parts = [top, row(*below, spacing=10) if images else column(*below, spacing=10)]
         if explorer.elbo is not None:
             parts.append(self._elbo_card())
         return column(*parts, spacing=10)
@@ -354,7 +371,7 @@ class Page:
         counts, edges = np.histogram(elbo, bins=50, range=(low, high))
         self.histogram = figure(
             width=490,
-            height=110,
+            height=96,
             tools="",
             toolbar_location=None,
             x_range=Range1d(low - 0.03 * (high - low), high + 0.03 * (high - low)),
@@ -365,9 +382,13 @@ class Page:
         self.histogram.yaxis.visible = False
         self.histogram.grid.visible = False
         self.histogram.quad(
-            top=counts, bottom=0, left=edges[:-1], right=edges[1:], color="#a9b4c2", line_color="white"
+            top=counts,
+            bottom=0,
+            left=edges[:-1],
+            right=edges[1:],
+            color="#a9b4c2",
+            line_color="white",
         )
-        self.marks = {}
         for name, colour in (("example", _EXAMPLE), ("drawing", _DRAWING)):
             mark = Span(
                 location=0, dimension="height", line_color=colour, line_width=3, visible=False
@@ -375,7 +396,7 @@ class Page:
             self.histogram.add_layout(mark)
             self.marks[name] = mark
         title = _div("<h2>ELBO of the data, in nats</h2>", width=300)
-        return column(title, self.histogram, styles=_CARD, spacing=0)
+        return _card(title, self.histogram, width=_RIGHT)
 
     # What happens.
 
@@ -420,11 +441,11 @@ class Page:
             self._choose(int(np.clip(new, 0, len(self.explorer.codes) - 1)))
 
     def _on_pen_down(self, event: Any) -> None:
-        self.pen = self._point(event)
+        self.pen = self.drawing_view.pixel(event)
         self._ink(self.pen, self.pen)
 
     def _on_pen(self, event: Any) -> None:
-        start, self.pen = self.pen, self._point(event)
+        start, self.pen = self.pen, self.drawing_view.pixel(event)
         self._ink(self.pen if start is None else start, self.pen)
 
     def _on_pen_up(self, event: Any) -> None:
@@ -463,10 +484,6 @@ class Page:
             self.classes.value = str(self.label)
         self._quiet = quiet
         self._ask("example", "code")
-
-    def _point(self, event: Any) -> tuple[float, float]:
-        """Where in the canvas the pen is: in pixels from its left and its top."""
-        return event.x, self.canvas.shape[0] - event.y
 
     def _ink(self, start: Any, end: Any) -> None:
         width = max(1.0, self.canvas.shape[0] / 14)
@@ -567,15 +584,14 @@ class Page:
         for name, found in self._encoded.items():
             for num_sd, width in ((1, 2.5), (2, 1.5)):
                 points = self._ring(found.loc, found.covariance, num_sd)
-                for key, value in zip(
-                    rings, (points[:, 0], points[:, 1], colours[name], width), strict=True
-                ):
-                    rings[key].append(value)
+                ring = points[:, 0], points[:, 1], colours[name], width
+                for key, entry in zip(rings, ring, strict=True):
+                    rings[key].append(entry)
             x, y = self._projected(found.loc)
-            for key, value in zip(means, (x, y, colours[name]), strict=True):
-                means[key].append(value)
+            for key, entry in zip(means, (x, y, colours[name]), strict=True):
+                means[key].append(entry)
         self.ellipses.data, self.means.data = rings, means
-        for name, mark in getattr(self, "marks", {}).items():
+        for name, mark in self.marks.items():
             found_elbo = self._encoded[name].elbo if name in self._encoded else None
             mark.update(visible=found_elbo is not None, location=found_elbo or 0.0)
             if found_elbo is not None and self.histogram is not None:
@@ -590,7 +606,9 @@ class Page:
         if found is None:
             return ""
         kl = found.kl_by_unit
-        heads = "".join(f"<th>{h}</th>" for h in ("unit", "mean", "sd", *(["KL"] * (kl is not None))))
+        heads = "".join(
+            f"<th>{h}</th>" for h in ("unit", "mean", "sd", *(["KL"] * (kl is not None)))
+        )
         rows = []
         for d in self.explorer.order:
             cells = [str(d), f"{found.loc[d]:.2f}", f"{found.sd[d]:.2f}"]
@@ -619,8 +637,9 @@ class Page:
 
     def _drawn(self) -> np.ndarray:
         shape = self.explorer.image_shape
-        return np.broadcast_to(self.canvas[..., None], shape) * np.ptp(self.explorer.scale) + (
-            self.explorer.scale[0]
+        return (
+            np.broadcast_to(self.canvas[..., None], shape) * np.ptp(self.explorer.scale)
+            + (self.explorer.scale[0])
         )
 
     def _projected(self, z: np.ndarray) -> tuple[Any, Any]:
@@ -668,46 +687,56 @@ _NO_DRAWING = "<p>Draw with the mouse: its posterior is shown in the plane.</p>"
 class _Pictures:
     """Images side by side, with titles above and notes below."""
 
-    def __init__(self, explorer: Explorer, titles: tuple[str, ...], side: int, name: str) -> None:
+    def __init__(
+        self, explorer: Explorer, titles: tuple[str, ...], sides: tuple[int, ...], name: str
+    ) -> None:
         self.explorer = explorer
         height, width, _ = explorer.image_shape
-        # In pixels of the image, so that a position in the first is one in the canvas.
-        gap, unit = 0.09 * width, max(height, width)
-        self.step = width + gap
-        num = len(titles)
-        total = num * width + (num - 1) * gap
-        line = 0.13 * unit * (150 / side) ** 0.8
-        scale = side / unit
+        # Positions are pixels of the screen, from the lower left of the first image.
+        scales = [side / max(height, width) for side in sides]
+        self.widths, self.heights = ([s * size for s in scales] for size in (width, height))
+        self.left = [sum(self.widths[:k]) + 14 * k for k in range(len(sides))]
+        total, top = self.left[-1] + self.widths[-1], max(self.heights)
+        bottom = 22 if len(sides) == 3 else 4  # Room for the notes.
         self.figure = figure(
-            frame_width=round(total * scale),
-            frame_height=round((height + 2 * line) * scale),
-            x_range=Range1d(0, total),
-            y_range=Range1d(-line, height + line),
+            frame_width=round(total) + 2,
+            frame_height=round(top) + 20 + bottom,
+            x_range=Range1d(-1, total + 1),
+            y_range=Range1d(-bottom, top + 20),
             tools="",
             toolbar_location=None,
-            min_border=2,
+            min_border=0,
             name=name,
         )
         _plain(self.figure)
         self.figure.axis.visible = False
         self.figure.grid.visible = False
         self.figure.outline_line_color = None
-        x = [k * self.step for k in range(num)]
-        self.source = ColumnDataSource({"image": [], "x": []}, name=f"{name} images")
+        centres = [left + width / 2 for left, width in zip(self.left, self.widths, strict=True)]
         self.figure.rect(
-            [left + width / 2 for left in x], height / 2, width, height, fill_color="#eceef1",
+            centres,
+            [height / 2 for height in self.heights],
+            self.widths,
+            self.heights,
+            fill_color="#eceef1",
             line_color="#c9cdd3",
         )
-        self.figure.image_rgba("image", x="x", y=0, dw=width, dh=height, source=self.source)
-        style = {"text_align": "center", "text_font_size": "12px", "text_color": _INK}
-        centres = [left + width / 2 for left in x]
-        self.figure.text(
-            centres, height + 0.25 * line, text=list(titles), text_baseline="bottom", **style
+        self.source = ColumnDataSource(
+            {key: [] for key in ("image", "x", "width", "height")}, name=f"{name} images"
         )
-        self.notes = ColumnDataSource({"x": centres, "text": [""] * num})
-        style["text_color"] = "#4a4f5a"
+        self.figure.image_rgba("image", x="x", y=0, dw="width", dh="height", source=self.source)
+        style = {"text_align": "center", "text_font_size": "12px", "text_font": value(_FONT)}
         self.figure.text(
-            "x", -0.15 * line, text="text", text_baseline="top", source=self.notes, **style
+            centres,
+            [height + 3 for height in self.heights],
+            text=list(titles),
+            text_baseline="bottom",
+            text_color=_INK,
+            **style,
+        )
+        self.notes = ColumnDataSource({"x": centres, "text": [""] * len(sides)})
+        self.figure.text(
+            "x", -4, "text", text_baseline="top", text_color=_GREY, source=self.notes, **style
         )
 
     def decoded(self, found: Any) -> None:
@@ -729,19 +758,33 @@ class _Pictures:
             else _pixels(images[k], self.explorer.scale, palettes.Greys256)
             for k in there
         ]
-        self.source.data = {"image": pixels, "x": [k * self.step for k in there]}
+        self.source.data = {
+            "image": pixels,
+            "x": [self.left[k] for k in there],
+            "width": [self.widths[k] for k in there],
+            "height": [self.heights[k] for k in there],
+        }
+
+    def pixel(self, event: Any) -> tuple[float, float]:
+        """Where in the first image an event is: in its pixels, from its left and its top."""
+        height, width, _ = self.explorer.image_shape
+        return event.x * width / self.widths[0], height - event.y * height / self.heights[0]
 
 
 class _Columns:
     """Columns of a table as rows: mean, standard deviation and a draw, or an example."""
 
-    def __init__(self, explorer: Explorer, titles: tuple[str, ...], side: int, name: str) -> None:
+    def __init__(
+        self, explorer: Explorer, titles: tuple[str, ...], sides: tuple[int, ...], name: str
+    ) -> None:
         self.explorer = explorer
         self.names = [str(n) for n in explorer.names[:_MAX_COLUMNS]]
         num = len(self.names)
-        unique = self.names if len(set(self.names)) == num else [
-            f"{k} {n}" for k, n in enumerate(self.names)
-        ]
+        unique = (
+            self.names
+            if len(set(self.names)) == num
+            else [f"{k} {n}" for k, n in enumerate(self.names)]
+        )
         self.names = unique
         self.figure = figure(
             width=490,
@@ -763,8 +806,14 @@ class _Columns:
         empty: dict[str, list[Any]] = {k: [] for k in ("y", "mean", "low", "high", "other", "text")}
         self.source = ColumnDataSource(empty, name=f"{name} images")
         whisker = Whisker(
-            base="y", upper="high", lower="low", source=self.source, dimension="width",
-            line_color="#5b7ea8", line_width=2, level="annotation",
+            base="y",
+            upper="high",
+            lower="low",
+            source=self.source,
+            dimension="width",
+            line_color="#5b7ea8",
+            line_width=2,
+            level="annotation",
         )
         whisker.upper_head.size = whisker.lower_head.size = 6
         whisker.upper_head.line_color = whisker.lower_head.line_color = "#5b7ea8"
@@ -773,8 +822,14 @@ class _Columns:
         other = {"marker": "x", "line_color": _EXAMPLE, "line_width": 2, "size": 8}
         self.figure.scatter("other", "y", source=self.source, **other)
         self.figure.text(
-            3.95, "y", text="text", source=self.source, text_align="right", text_color="#4a4f5a",
-            text_baseline="middle", text_font_size="11px",
+            3.95,
+            "y",
+            text="text",
+            source=self.source,
+            text_align="right",
+            text_color="#4a4f5a",
+            text_baseline="middle",
+            text_font_size="11px",
         )
         what = "draw" if len(titles) == 3 else "x"
         self.figure.title.text = f"dot: mean, bar: 1 sd, cross: {what}"
@@ -793,8 +848,10 @@ class _Columns:
         mean, other = (np.ravel(v)[:num].astype(float) for v in (mean, other))
         width = np.zeros(num) if sd is None else np.ravel(sd)[:num].astype(float)
         places = [(v - centre) / spread for v in (mean, mean - width, mean + width, other)]
-        text = [f"{m:.3g}" + ("" if sd is None else f" ± {s:.2g}")
-                for m, s in zip(mean, width, strict=True)]
+        text = [
+            f"{m:.3g}" + ("" if sd is None else f" ± {s:.2g}")
+            for m, s in zip(mean, width, strict=True)
+        ]
         named = dict(zip(("mean", "low", "high", "other"), places, strict=True))
         self.source.data = {"y": self.names, **named, "text": text}
 
@@ -822,15 +879,23 @@ def _class_colours(num: int) -> list[str]:
     return [palettes.Viridis256[i] for i in places]
 
 
+def _key(shown: Any, colour: str) -> Any:
+    """A point that is nowhere, for a legend."""
+    return shown.scatter([np.nan], [np.nan], color=colour, size=9)
+
+
 def _plain(shown: Any) -> None:
     """A figure in the fonts and colours of the page."""
-    font = "system-ui, Roboto, Arial, sans-serif"
-    shown.axis.axis_label_text_font = shown.axis.major_label_text_font = font
+    shown.axis.axis_label_text_font = shown.axis.major_label_text_font = _FONT
     shown.axis.axis_label_text_font_style = "normal"
     shown.axis.axis_label_text_font_size = "12px"
     shown.axis.minor_tick_line_color = None
     shown.axis.axis_line_color = shown.axis.major_tick_line_color = "#8a9099"
     shown.outline_line_color = "#c9cdd3"
+
+
+def _card(*parts: Any, **size: int) -> Any:
+    return column(*parts, styles=_CARD, spacing=4, **size)
 
 
 def _div(text: str, **kwargs: Any) -> Any:
