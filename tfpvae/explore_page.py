@@ -172,7 +172,6 @@ class Page:
             self.plane,
             self.position,
             self.hint,
-            width=_PLANE + 124,
         )
 
     def _plane(self, document: Any) -> Any:
@@ -203,8 +202,13 @@ class Page:
             plane.yaxis.visible = False
             plane.ygrid.visible = False
         self.ellipses = ColumnDataSource({"xs": [], "ys": [], "color": [], "width": []})
-        plane.multi_line("xs", "ys", source=self.ellipses, color="white", line_width=5, alpha=0.8)
-        plane.multi_line("xs", "ys", source=self.ellipses, color="color", line_width="width")
+        # What moves is on a canvas of its own: the codes are not painted anew.
+        over: dict[str, Any] = {"level": "overlay"}
+        white: dict[str, Any] = {"color": "white", "line_width": 5, "alpha": 0.8}
+        plane.multi_line("xs", "ys", source=self.ellipses, **white, **over)
+        plane.multi_line(
+            "xs", "ys", source=self.ellipses, color="color", line_width="width", **over
+        )
         self.means = ColumnDataSource({"x": [], "y": [], "color": []}, name="means")
         plane.scatter(
             "x",
@@ -214,11 +218,19 @@ class Page:
             fill_color="color",
             line_color="white",
             marker="square",
+            **over,
         )
         self.cursor = ColumnDataSource({"x": [], "y": []}, name="cursor")
         for width, color in ((7, "white"), (3, _INK)):
             plane.scatter(
-                "x", "y", source=self.cursor, size=20, line_width=width, color=color, marker="cross"
+                "x",
+                "y",
+                source=self.cursor,
+                size=20,
+                line_width=width,
+                color=color,
+                marker="cross",
+                **over,
             )
         plane.on_event(events.PanStart, self._on_drag)
         plane.on_event(events.Pan, self._on_drag)
@@ -259,7 +271,7 @@ class Page:
         plane.scatter("x", "y", source=self.points, fill_color="color", **style)
         if len(names) <= _MAX_CLASSES:
             keys = [
-                LegendItem(label=str(name), renderers=[_key(plane, colour)])
+                LegendItem(label=_short(str(name)), renderers=[_key(plane, colour)])
                 for name, colour in zip(names, colours, strict=True)
             ]
             legend = Legend(
@@ -626,7 +638,7 @@ class Page:
         text = f"ELBO {found.elbo:.1f} nats"
         if self.explorer.elbo is not None:
             share = np.mean(self.explorer.elbo > found.elbo)
-            text += f", less than {share:.0%} of the data"
+            text += f", lower than that of {share:.0%} of the data"
         return text
 
     def _condition(self, example: Any = "chosen") -> Any:
@@ -877,6 +889,10 @@ def _class_colours(num: int) -> list[str]:
         return list(palettes.Category20[20][:num])
     places = np.linspace(0, 255, num).astype(int)
     return [palettes.Viridis256[i] for i in places]
+
+
+def _short(name: str, length: int = 14) -> str:
+    return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
 def _key(shown: Any, colour: str) -> Any:
