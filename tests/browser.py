@@ -24,6 +24,21 @@ return Object.fromEntries(pairs.map(([key, column]) => [key, Array.from(column, 
   ArrayBuffer.isView(entry) || entry?.shape ? Array.from(entry.array ?? entry) : entry)]))
 """
 
+_INSIDE = """
+const inside = (selector) => Bokeh.index.find_one(
+  Bokeh.documents[0].get_model_by_name(arguments[0])).shadow_el.querySelector(selector)
+"""
+_FOCUSED = """
+let element = document.activeElement, name = null
+const views = [...Bokeh.index.query((view) => view.model.name != null)]
+while (element != null) {
+  const found = views.find((view) => view.el === element)
+  if (found != null) name = found.model.name
+  element = element.shadowRoot?.activeElement
+}
+return name
+"""
+
 
 class Page:
     """A tab with a page of Bokeh models, which are found by their names."""
@@ -60,9 +75,7 @@ class Page:
     def click(self, name, x, y):
         """Press and release the mouse on a point of a figure."""
         at = self.position(name, x, y)
-        self.driver.execute_cdp_cmd(
-            "Input.dispatchMouseEvent", {"type": "mouseMoved", "x": at[0], "y": at[1]}
-        )
+        self.move(name, x, y)
         self.pointer("mousePressed", *at)
         self.pointer("mouseReleased", *at)
 
@@ -74,6 +87,26 @@ class Page:
             for share in np.linspace(0, 1, 6)[1:]:
                 self.pointer("mouseMoved", *(start + share * (end - start)))
         self.pointer("mouseReleased", *path[-1])
+
+    def move(self, name, x, y):
+        """Move the mouse, with no button pressed, to a point of a figure."""
+        at = self.position(name, x, y)
+        event = {"type": "mouseMoved", "x": at[0], "y": at[1], "buttons": 0}
+        self.driver.execute_cdp_cmd("Input.dispatchMouseEvent", event)
+
+    def press(self, name):
+        """Press a button."""
+        self.run(_INSIDE + "return inside('button')", name).click()
+
+    def select(self, name, value):
+        """Choose an option."""
+        from selenium.webdriver.support.ui import Select
+
+        Select(self.run(_INSIDE + "return inside('select')", name)).select_by_value(value)
+
+    def focused(self):
+        """The name of the model that has the focus of the keyboard, None if it has no name."""
+        return self.run(_FOCUSED)
 
     def wait(self, condition, seconds=20):
         """Wait until a condition holds; what it returned."""

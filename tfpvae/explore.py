@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import socket
 import threading
 import webbrowser
 from typing import Any, NamedTuple
@@ -442,17 +443,9 @@ class Server:
         from bokeh.server.tornado import BokehTornado
         from tornado.httpserver import HTTPServer
         from tornado.ioloop import IOLoop
-        from tornado.netutil import bind_sockets
 
-        try:
-            sockets = bind_sockets(port, "127.0.0.1")
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            raise OSError(
-                errno.EADDRINUSE, f"port: got {port}, which is in use, wanted a free one: --port"
-            ) from None
-        self.port = sockets[0].getsockname()[1]
+        listening = _bound(port)
+        self.port = listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/"
         started = threading.Event()
 
@@ -463,7 +456,7 @@ class Server:
                 {"/": Application(FunctionHandler(document))}, extra_websocket_origins=origins
             )
             http = HTTPServer(application)
-            http.add_sockets(sockets)
+            http.add_socket(listening)
             server = BaseServer(loop, application, http)
             server.start()
             loop.add_callback(started.set)
@@ -479,7 +472,7 @@ class Server:
         """Wait for Ctrl-C, and stop."""
         try:
             while self._thread.is_alive():
-                self._thread.join(1.0)
+                self._join()
         except KeyboardInterrupt:
             self.stop()
 
@@ -488,6 +481,9 @@ class Server:
         if self._thread.is_alive():
             self._loop.add_callback(self._loop.stop)
             self._thread.join()
+
+    def _join(self) -> None:
+        self._thread.join(1.0)
 
     def __enter__(self) -> "Server":
         return self
@@ -568,6 +564,24 @@ def serve(
         print(f"{name} is shown at {server.url} (Ctrl-C ends it)", flush=True)
         server.wait()
     return server
+
+
+def _bound(port: int) -> socket.socket:
+    """A socket that listens on this machine's own address only."""
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        if os.name != "nt":  # Where it would let two servers have one port.
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setblocking(False)
+        listening.bind(("127.0.0.1", port))
+        listening.listen(128)
+    except OSError as error:
+        listening.close()
+        if error.errno != errno.EADDRINUSE:
+            raise
+        message = f"port: got {port}, which is in use, wanted a free one: --port"
+        raise OSError(errno.EADDRINUSE, message) from None
+    return listening
 
 
 def _checked(model: Any) -> Any:
