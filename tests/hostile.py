@@ -14,6 +14,7 @@ import types
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
+from unittest import mock
 
 import matplotlib as mpl
 import numpy as np
@@ -405,6 +406,14 @@ class Shared:
         model.compile("adam")
         model.fit(*data, verbose=0)
         return model
+
+
+def _served(*arguments, open_browser=False, **kwargs):
+    with (
+        mock.patch("webbrowser.open"),
+        tfpvae.explore.serve(*arguments, open_browser=open_browser, block=False, **kwargs),
+    ):
+        pass
 
 
 def make_semi():
@@ -999,6 +1008,15 @@ def cases():
             lambda s: functools.partial(tfpvae.latent_space.traverse, s.vae),
             {"z": Z[0], "units": [0], "num": 3, "quantiles": (0.1, 0.9)},
         ),
+        "explore.serve": Case(
+            lambda s: functools.partial(_served, s.vae),
+            {"x": X, "labels": LABELS, "port": 0, "open_browser": False, "image_shape": None},
+            raises=(OSError,),  # A port below 1024, or one in use.
+        ),
+        "explore.Explorer": Case(
+            lambda s: functools.partial(tfpvae.explore.Explorer, s.vae),
+            {"x": X, "labels": LABELS, "image_shape": None},
+        ),
         "arviz_export.to_arviz": Case(
             lambda s: functools.partial(tfpvae.arviz_export.to_arviz, s.regression),
             {"num_samples": 5, "seed": 0, "x": X, "y": Y},
@@ -1174,6 +1192,9 @@ LEFT_OUT = {
     r"|latent_space\.Traversal|simulators\.(DiscriminatorCheck|PredictiveCheck)"
     r"|datasets\.Dataset|density_ratio\.ScoringRule)": (
         "a result, which functions make, or a part of the calculation"
+    ),
+    r"explore\.(Decoded|Encoded|Explorer\.\w+|Server.*|stroke|ellipse)": (
+        "what the page calls, with what it has made, and gets"
     ),
     r"reproduce\..*": ("a command of hours, with tests of its arguments of its own"),
     r"regression\.(pieces_of|affine|paired_draws|warn)": ("called by the models"),

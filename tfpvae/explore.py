@@ -317,7 +317,10 @@ class Explorer:
         levels = np.array([0.001, 0.5, 0.999])
         low, middle, high = latent_space._prior_quantiles(prior, levels).reshape(3, size)
         self.start = middle.astype(float)
-        self.codes = self.elbo = self.kl_by_unit = self.activity = None
+        self.codes: Any = None
+        self.elbo: Any = None
+        self.kl_by_unit: Any = None
+        self.activity: Any = None
         self.order = np.arange(size)
         if self.x is not None:
             with noise.fixed(0):
@@ -344,7 +347,8 @@ class Explorer:
         """The range of x as the model takes it and as it scores it, and the columns' scales."""
         if self.x is None:
             rng = np.random.default_rng(0)
-            z = rng.uniform(*self.limits.T, size=(64, self.latent_size))
+            low, high = self.limits.T
+            z = rng.uniform(low, high, size=(64, self.latent_size))
             found = [self.decode(code, self.condition()) for code in z]
             draws, means = (np.stack([getattr(p, k) for p in found]) for k in ("draw", "mean"))
             # What draws of a density say of the range is mostly its noise.

@@ -143,7 +143,7 @@ class Page:
         self.hover = Toggle(label="Follow the pointer", width=130, name="hover")
         controls: list[Any] = []
         if explorer.latent_size > 1:
-            options = [(str(d), self._unit(d)) for d in explorer.order]
+            options = [(str(d), self._unit(d)) for d in map(int, explorer.order)]
             self.selects = [
                 Select(value=str(d), options=options, title=title, width=130, name=title)
                 for d, title in zip(self.axes, ("across", "up"), strict=True)
@@ -151,10 +151,10 @@ class Page:
             for select in self.selects:
                 select.on_change("value", self._on_axes)
             controls += self.selects
-        self.classes = None
+        self.classes: Any = None
         if explorer.num_classes is not None:
-            options = [str(k) for k in range(explorer.num_classes)]
-            self.classes = Select(value="0", options=options, title="y", width=70, name="y")
+            names = [str(k) for k in range(explorer.num_classes)]
+            self.classes = Select(value="0", options=names, title="y", width=70, name="y")
             self.classes.on_change("value", self._on_class)
             controls.append(self.classes)
         self.plane = self._plane(document)
