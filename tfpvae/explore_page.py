@@ -58,8 +58,8 @@ _FOCUS = ":host(:focus-within) { outline: 2px solid #1f77b4; outline-offset: 2px
 
 _EXAMPLE, _DRAWING, _INK, _GREY = "#d95f02", "#e7298a", "#1d2129", "#4a4f5a"
 _FONT = "system-ui, Roboto, Arial, sans-serif"
-_RIGHT = 526  # pixels of the cards on the right
-_PLANE = 430  # pixels of a side
+_RIGHT = 510  # pixels of the cards on the right
+_PLANE = 400  # pixels of a side
 _NEAR = 8  # pixels from a code that still hit it
 _PATIENCE = 2.0  # seconds after which what the browser has not confirmed counts as shown
 _MAX_CLASSES = 20
@@ -136,7 +136,7 @@ class Page:
 
     def _header(self) -> Any:
         text = f"<h1>{html.escape(self.title)}</h1><p>{html.escape(self.explorer.description)}</p>"
-        return _div(text, width=1250)
+        return _div(text, width=1300)
 
     def _left(self, document: Any) -> Any:
         explorer = self.explorer
@@ -159,15 +159,17 @@ class Page:
             controls.append(self.classes)
         self.plane = self._plane(document)
         controls.append(column(_div("&nbsp;", width=100, height=14), self.hover))
+        line = explorer.latent_size == 1
         hint = (
             "Drag, or focus it and press arrow keys, with shift for larger steps."
             + (" Click a code to see its example." if explorer.codes is not None else "")
+            + (" The height means nothing." if line else "")
             + (" Dashed: the prior at 1 and 2 sd." if explorer.prior_normal is not None else "")
         )
         self.position = _div("", width=_PLANE + 60)
         self.hint = _div(f"<p>{hint}</p>", width=_PLANE + 60)
         return _card(
-            _div("<h2>Latent plane</h2>"),
+            _div(f"<h2>Latent {'line' if line else 'plane'}</h2>"),
             row(*controls, spacing=6),
             self.plane,
             self.position,
@@ -297,19 +299,19 @@ class Page:
                 value=float(np.clip(self.z[d], low, high)),
                 step=0.01,
                 title=self._unit(d),
-                width=200,
+                width=180,
                 name=f"z{d}",
             )
             slider.on_change("value", lambda attr, old, new, d=d: self._on_slider(d, new))
             self.sliders[d] = slider
-        reset = Button(label="Reset", width=95, name="reset")
-        again = Button(label="New draw", width=95, name="new draw")
+        reset = Button(label="Reset", width=88, name="reset")
+        again = Button(label="New draw", width=88, name="new draw")
         reset.on_click(lambda: self._move(explorer.start))
         again.on_click(self._on_new_draw)
         box = column(
             *self.sliders.values(),
             height=min(54 * explorer.latent_size + 6, 330),
-            width=234,
+            width=214,
             styles={"overflow-y": "auto", "overflow-x": "hidden"},
             name="sliders",
         )
@@ -319,14 +321,14 @@ class Page:
                 "KL, in nats" if explorer.kl_by_unit is not None else "variance of the codes"
             )
             sorted_by = f"<p>sorted by {sorted_by}</p>"
-        self.table = _div("", width=220, height=230, name="table")
+        self.table = _div("", width=208, height=230, name="table")
         self.table.styles = {"overflow-y": "auto"}
         return _card(
-            _div(f"<h2>Latent units</h2>{sorted_by}", width=220),
+            _div(f"<h2>Latent units</h2>{sorted_by}", width=208),
             row(reset, again, spacing=8),
             box,
             self.table,
-            width=262,
+            width=240,
         )
 
     def _right(self) -> Any:
@@ -347,16 +349,17 @@ class Page:
                 placeholder="number",
             )
             self.chosen.on_change("value", self._on_chosen)
-            self.example_view = kind(explorer, ("x", "reconstruction"), (92, 92), "example")
-            self.example_text = _div(_NO_EXAMPLE, width=200 if images else 480, height=54)
+            self.example_view = kind(explorer, ("x", "reconstruction"), (90, 90), "example")
+            self.example_text = _div(_NO_EXAMPLE, width=196 if images else 470, height=54)
+            self.example_view.figure.visible = images  # Of a table it is high, and empty still.
             title = _div("<h2 class='example'>An example</h2>", width=100)
             items = row(title, self.chosen), self.example_view.figure, self.example_text
-            size: Any = {"width": 226, "height": 252} if images else {"width": _RIGHT}
+            size: Any = {"width": 220, "height": 286} if images else {"width": _RIGHT}
             below.append(_card(*items, **size))
         if images:
             self.canvas = np.zeros(explorer.image_shape[:2])
             self.pen: Any = None
-            sides = 156, 92
+            sides = 146, 96
             self.drawing_view = _Pictures(
                 explorer, ("draw here", "reconstruction"), sides, "drawing"
             )
@@ -367,10 +370,10 @@ class Page:
             drawn.on_event(events.Tap, self._on_pen_down)
             clear = Button(label="Clear", width=70, name="clear")
             clear.on_click(self._on_clear)
-            self.drawing_text = _div(_NO_DRAWING, width=262, height=34)
+            self.drawing_text = _div(_NO_DRAWING, width=254, height=34)
             self.drawing_view.show([self._drawn(), None])
-            title = _div("<h2 class='drawing'>A drawing</h2>", width=185)
-            below.append(_card(row(title, clear), drawn, self.drawing_text, width=290, height=252))
+            title = _div("<h2 class='drawing'>A drawing</h2>", width=175)
+            below.append(_card(row(title, clear), drawn, self.drawing_text, width=280, height=286))
         top = _card(_div("<h2>p(x|z) at this z</h2>"), self.code_view.figure, width=_RIGHT)
         parts = [top, row(*below, spacing=10) if images else column(*below, spacing=10)]
         if explorer.elbo is not None:
@@ -382,7 +385,7 @@ class Page:
         low, high = np.quantile(elbo, 0.005), elbo.max()
         counts, edges = np.histogram(elbo, bins=50, range=(low, high))
         self.histogram = figure(
-            width=490,
+            width=480,
             height=96,
             tools="",
             toolbar_location=None,
@@ -528,7 +531,7 @@ class Page:
         self.code_view.decoded(found)
         x, y = self._projected(self.z)
         self.cursor.data = {"x": [x], "y": [y]}
-        shown = ", ".join(f"{self._name(d)} = {self.z[d]:.2f}" for d in self.axes)
+        shown = ", ".join(f"{self._name(d)} = {_rounded(self.z[d])}" for d in self.axes)
         self.position.text = f"<p><b>{shown}</b></p>"
         self._quiet, quiet = True, self._quiet
         for d, slider in self.sliders.items():
@@ -545,10 +548,13 @@ class Page:
         self.z = found.loc.copy()
         self._encoded["example"] = found
         self.example_view.example(found)
+        self.example_view.figure.visible = True
         title = f"row {explorer.indices[index]}"
         if explorer.labels is not None:
             label = explorer.labels[index]
-            title += f", label {label:.4g}" if explorer.labels.dtype.kind == "f" else f", {label}"
+            title += ", label " + (
+                f"{label:.4g}" if explorer.labels.dtype.kind == "f" else str(label)
+            )
         self.example_text.text = f"<p>{html.escape(title)}<br>{self._elbo_text(found)}</p>"
         self._show_posteriors("example")
 
@@ -623,8 +629,8 @@ class Page:
         )
         rows = []
         for d in self.explorer.order:
-            cells = [str(d), f"{found.loc[d]:.2f}", f"{found.sd[d]:.2f}"]
-            cells += [] if kl is None else [f"{kl[d]:.2f}"]
+            cells = [str(d), _rounded(found.loc[d]), _rounded(found.sd[d])]
+            cells += [] if kl is None else [_rounded(kl[d])]
             rows.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
         total = "" if found.kl is None else f", KL {found.kl:.2f} nats"
         return (
@@ -689,7 +695,7 @@ class Page:
 
     def _unit(self, unit: int) -> str:
         by_unit = self.explorer.kl_by_unit
-        return self._name(unit) + ("" if by_unit is None else f" (KL {abs(by_unit[unit]):.2f})")
+        return self._name(unit) + ("" if by_unit is None else f" (KL {_rounded(by_unit[unit])})")
 
 
 _NO_EXAMPLE = "<p>Click a code in the plane, or choose a number.</p>"
@@ -799,7 +805,7 @@ class _Columns:
         )
         self.names = unique
         self.figure = figure(
-            width=490,
+            width=480,
             height=64 + max(17 * num, 60),
             x_range=Range1d(-4, 4),
             y_range=FactorRange(*unique[::-1]),
@@ -889,6 +895,10 @@ def _class_colours(num: int) -> list[str]:
         return list(palettes.Category20[20][:num])
     places = np.linspace(0, 255, num).astype(int)
     return [palettes.Viridis256[i] for i in places]
+
+
+def _rounded(value: float) -> str:
+    return f"{round(float(value), 2) + 0.0:.2f}"  # No -0.00.
 
 
 def _short(name: str, length: int = 14) -> str:
