@@ -850,6 +850,16 @@ def cases():
             "num_leapfrog_steps": 1,
             "proposal": "posterior",
         },
+        "summaries.LatentSummaries": {
+            "log_dir": "logs",
+            "x": X,
+            "labels": LABELS,
+            "image_shape": (1, 3),
+            "every": 1,
+            "images_every": 1,
+            "num_images": 2,
+            "seed": 0,
+        },
         "diagnostics.LatentMonitor": {"x": X, "every": 1, "by_unit": True, "seed": 0},
     }
     also = {"losses": ("negative_log_prob",), "schedules": ("kl_weight",)}
@@ -1212,6 +1222,7 @@ LEFT_OUT = {
         "the model here has none, and refuses whatever comes; those that have it have tests"
     ),
     r"resuming\.(Resume\.\w+|as_resume)|.*\.losses_of": "called by `fit`",
+    r"summaries\.LatentSummaries\.\w+": "Keras calls it",
     r"serving\..*|(training|regression|mixed_effects)\.\w+\.export": (
         "called by `VAE.export`, or like it"
     ),

@@ -223,6 +223,16 @@ ALLOWED = {
     },
     "explore_page": {"explore"},
     "cli": {"commands"},
+    "summaries": {
+        "checks",
+        "diagnostics",
+        "execution",
+        "local_inference",
+        "noise",
+        "plotting",
+        "replicas",
+        "schedules",
+    },
     "__main__": {"cli"},
     "models": {
         "blocks",

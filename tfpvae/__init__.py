@@ -55,6 +55,7 @@ _MODULES = (
     "serving",
     "simulators",
     "streams",
+    "summaries",
     "training",
 )
 _NAMES = {
@@ -122,6 +123,7 @@ __all__ = [
     "serving",
     "simulators",
     "streams",
+    "summaries",
     "training",
     "weights",
 ]
