@@ -239,6 +239,7 @@ ALLOWED = {
         "checks",
         "discrete",
         "execution",
+        "inputs",
         "likelihoods",
         "losses",
         "marginal_likelihood",

@@ -135,6 +135,8 @@ def as_array(argument: str, values: Any) -> np.ndarray:
     refuse_keras3(argument, values)
     if values is None:
         raise TypeError(f"{argument}: got None, wanted an array or a tf.data.Dataset")
+    if _is_frame(values):
+        values = _numbers_of_frame(argument, values)
     try:
         array = np.asarray(values)
     except ValueError as error:
@@ -144,7 +146,7 @@ def as_array(argument: str, values: Any) -> np.ndarray:
             f"{argument}: got {type(values).__name__}, wanted an array ({error})"
         ) from None
     if array.dtype == object and hasattr(values, "dtypes") and _numeric(array):
-        array = array.astype("float64")  # A table of columns of several numeric types.
+        array = array.astype("float64")  # A pandas.Series.
     if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
         raise TypeError(
             f"{argument}: got {_kind(values, array)}, wanted real numbers: an array, or a "
@@ -155,6 +157,63 @@ def as_array(argument: str, values: Any) -> np.ndarray:
     if 0 in array.shape:
         raise ValueError(f"{argument}: got an empty array of shape {array.shape}, wanted examples")
     return array
+
+
+def column_names(values: Any) -> list[str] | None:
+    """The names of the columns of a data frame; None for what is none, or has numbers for names."""
+    names = list(values.columns) if _is_frame(values) else []
+    return names if names and all(isinstance(name, str) for name in names) else None
+
+
+def check_columns(argument: str, values: Any, known: list[str] | None) -> None:
+    """Raise ValueError if a data frame has other columns than those known, or in another order."""
+    given = column_names(values)
+    if given is None or not known or given == known:
+        return
+    if sorted(given) == sorted(known):
+        raise ValueError(
+            f"{argument}: got columns {_some(given)}, wanted them in the order {_some(known)}: "
+            f"take {argument}[names] with the model's names of columns"
+        )
+    missing, more = (
+        [name for name in a if name not in b] for a, b in ((known, given), (given, known))
+    )
+    found = [f"no columns {_some(missing)}"] * bool(missing) + [f"columns {_some(more)}"] * bool(
+        more
+    )
+    raise ValueError(
+        f"{argument}: got {' and '.join(found) or f'columns {_some(given)}'}, wanted "
+        f"{_some(known)}, those that the model knows; an array of numbers has no names"
+    )
+
+
+def _some(names: list[str]) -> str:
+    """The list, or the first of a long one."""
+    return str(names) if len(names) <= 12 else f"[{str(names[:12])[1:-1]}, ... {len(names)} in all]"
+
+
+def _is_frame(values: Any) -> bool:
+    """Whether this is a data frame of pandas, which is not imported for that."""
+    return all(hasattr(values, name) for name in ("columns", "dtypes", "items"))
+
+
+def _numbers_of_frame(argument: str, frame: Any) -> np.ndarray:
+    """A data frame as an array, with NaN for what is missing."""
+    kinds = {dtype.kind if isinstance(dtype, np.dtype) else "O" for dtype in frame.dtypes}
+    if kinds <= {*"iuf"} or kinds == {"b"}:
+        return np.asarray(frame)
+    columns, others = [], []
+    for name, column in frame.items():
+        if column.dtype.kind in "biuf" or (column.dtype == object and _numeric(np.asarray(column))):
+            columns.append(column.to_numpy("float64", na_value=np.nan))
+        else:
+            others.append(f"{name!r} of type {column.dtype}")
+    if others:
+        raise TypeError(
+            f"{argument}: got columns that are no numbers, {', '.join(others[:5])}, wanted numbers "
+            "in all: make classes numbers, as pandas.get_dummies does, or leave the columns out"
+        )
+    return np.column_stack(columns) if columns else np.zeros(frame.shape)
 
 
 def check_values(layer: Any, values: Any, argument: str) -> None:

@@ -18,6 +18,7 @@ from tfpvae import (
     checks,
     discrete,
     execution,
+    inputs,
     likelihoods,
     losses,
     marginal_likelihood,
@@ -108,6 +109,9 @@ class VAE(training.ProbabilisticModel):
 
     # The type of the first data that the model was given, None before.
     _data_dtype: str | None = None
+
+    # The columns of the first data frame that it was given.
+    _feature_names: list[str] | None = None
 
     # Names of the KLs of the layers of z.
     _kl_terms: tuple[str, ...] = ()
@@ -696,11 +700,15 @@ class VAE(training.ProbabilisticModel):
     def get_build_config(self) -> dict[str, Any] | None:
         """What `build` was called with, and the type of the data."""
         config = super().get_build_config()
-        return config and config | {"data_dtype": self._data_dtype}
+        return config and config | {
+            "data_dtype": self._data_dtype,
+            "feature_names": self.feature_names,
+        }
 
     def build_from_config(self, config: dict[str, Any]) -> None:
         """Build as the saved model was."""
         self._data_dtype = config.get("data_dtype")
+        self._feature_names = config.get("feature_names")
         super().build_from_config(config)
 
     def get_config(self) -> dict[str, Any]:
@@ -922,9 +930,43 @@ class VAE(training.ProbabilisticModel):
 
     def _arrays(self, x: Any) -> Any:
         """The data, checked, as an array or a list of arrays."""
+        self._check_columns("x", x)
         array = checks.as_array("x", x)
         self._check_arrays(("x",), array, None)
+        self._learn_columns(x)
         return array
+
+    def _checked(self, names: tuple[str, str, str], x: Any, y: Any, weight: Any) -> inputs.Data:
+        self._check_columns(names[0], x)
+        data = super()._checked(names, x, y, weight)
+        self._learn_columns(x)
+        return data
+
+    @property
+    def feature_names(self) -> list[str] | None:
+        """The columns of the first data frame that the model was given, None without one.
+
+        They are saved with the model. A later data frame has to have the same, in this order.
+        """
+        return None if self._feature_names is None else [*self._feature_names]
+
+    def _check_columns(self, argument: str, x: Any) -> None:
+        """Raise ValueError if a data frame has others than the model knows, or the likelihood."""
+        checks.check_columns(argument, x, self.feature_names or self._columns_of_likelihood())
+
+    def _learn_columns(self, x: Any) -> None:
+        if self._feature_names is None:
+            self._feature_names = checks.column_names(x)
+
+    def _columns_of_likelihood(self) -> list[str] | None:
+        """The names of a table's columns, if each is a number of x, and they are no numbers."""
+        block = _last_layer(self.decoder)
+        block = getattr(block, "component", block)  # of Masked
+        if not isinstance(block, likelihoods.Columns) or self.preprocessing is not None:
+            return None
+        scalar = all(column.event_shape == () for column in block.columns.values())
+        names = list(block.columns)
+        return names if scalar and not all(name.isdecimal() for name in names) else None
 
 
 def _joined(values: Any, condition: Any) -> Any:

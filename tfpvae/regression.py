@@ -483,7 +483,7 @@ class BayesianRegression(training.ProbabilisticModel):
         learn: bool = False,
     ) -> tuple[np.ndarray, Any]:
         """Features and offset side by side, and y with labels as numbers."""
-        columns = getattr(x, "columns", None)
+        frame, columns = x, getattr(x, "columns", None)
         x = checks.as_array(name, x)
         if x.ndim != 2:
             raise ValueError(f"{name}: got shape {x.shape}, wanted (N, number of features)")
@@ -491,9 +491,10 @@ class BayesianRegression(training.ProbabilisticModel):
             self._feature_names = [*map(str, columns)]
         if not self.built:
             training.build(self, name, x.shape)
-        given, known = [*map(str, [] if columns is None else columns)], [*self._feature_names]
-        if given != known and sorted(given) == sorted(known):
-            raise ValueError(f"{name}: got columns {given}, wanted them in the order {known}")
+        known = [*self._feature_names]
+        unnamed = known == [f"x{i}" for i in range(self._num_features)]
+        if not unnamed or {*known} == {*(checks.column_names(frame) or ())}:
+            checks.check_columns(name, frame, known)
         if x.shape[1] != self._num_features:  # One more would be taken for the offset later on.
             raise ValueError(f"{name}: got shape {x.shape}, wanted (N, {self._num_features})")
         offset = self._offset(len(x), offset, exposure)
