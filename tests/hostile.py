@@ -1209,7 +1209,7 @@ LEFT_OUT = {
     r"reproduce\..*": ("a command of hours, with tests of its arguments of its own"),
     r"regression\.(pieces_of|affine|paired_draws|warn)": ("called by the models"),
     r"density_ratio\.DensityRatio\.(loss|update)": ("called with tensors in the middle of a step"),
-    r"estimators\.\w+\.(fit|predict\w*|set_\w+_request)": (
+    r"estimators\.\w+\.(fit|predict\w*|set_\w+_request|\w*transform|score\w*|sample)": (
         "scikit-learn's own checks try them, tests/test_estimators.py"
     ),
     r"training\.(ProbabilisticModel|build|ProbabilisticModel\.(compile|predict))": (
@@ -1218,7 +1218,7 @@ LEFT_OUT = {
     r"training\.ProbabilisticModel\.(train_on_batch|predict_on_batch"
     r"|test_on_batch)": ("for loops of one's own, which take a batch as it is, as in Keras"),
     r"weights\.BayesianDense\.(posterior|kl)": "takes nothing from users",
-    r"simulators\.SimulatorModel\.(posterior|latent_posterior)|.*\.to_arviz|.*VAE\.impute": (
+    r"simulators\.SimulatorModel\.(posterior|latent_posterior)|.*to_arviz|.*VAE\.impute": (
         "the model here has none, and refuses whatever comes; those that have it have tests"
     ),
     r"resuming\.(Resume\.\w+|as_resume)|.*\.losses_of": "called by `fit`",

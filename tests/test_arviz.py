@@ -5,10 +5,11 @@ import warnings
 
 import numpy as np
 import pytest
+import tf_keras as keras
 from scipy import special, stats
 
-from tfpvae import BayesianRegression, likelihoods
-from tfpvae.arviz_export import to_arviz
+from tfpvae import VAE, BayesianRegression, likelihoods, posteriors, priors
+from tfpvae.arviz_export import latents_to_arviz, to_arviz
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
@@ -205,3 +206,45 @@ def test_without_arviz(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "arviz", None)
     with pytest.raises(ImportError, match=r"pip install 'tfpvae\[arviz\]'"):
         to_arviz(model)
+
+
+def test_codes_of_a_linear_gaussian_model():
+    """With the exact posterior each weight is p(x), and the draws have its mean and sd."""
+    slope, scale = 1.5, 0.5
+    precision = 1 + slope**2 / scale**2
+    raw = np.log(np.expm1(precision**-0.5))
+    posterior, likelihood = posteriors.DiagonalNormal(1), likelihoods.Normal(1, scale=scale)
+    encoder = keras.Sequential([keras.layers.Dense(2), posterior])
+    decoder = keras.Sequential([keras.layers.Dense(1), likelihood])
+    vae = VAE(priors.StandardNormal(1), encoder, decoder, seed=0)
+    vae.build((None, 1))
+    vae.encoder.layers[0].set_weights(
+        [np.array([[slope / scale**2 / precision, 0.0]]), np.array([0.0, raw])]
+    )
+    vae.decoder.layers[0].set_weights([np.array([[slope]]), np.zeros(1)])
+    x = np.array([[-1.0], [0.0], [2.5]], "float32")
+    found = latents_to_arviz(vae, x, num_samples=4000, seed=1)
+    evidence = stats.norm(0, np.hypot(slope, scale)).logpdf(x[:, 0])
+    weights = found.sample_stats["log_weight"].values
+    np.testing.assert_allclose(weights, np.broadcast_to(evidence, (1, 4000, 3)), atol=1e-4)
+    z = found.posterior["z"].values[0, :, :, 0]
+    error = precision**-0.5 / np.sqrt(4000)
+    np.testing.assert_allclose(
+        z.mean(axis=0), slope / scale**2 / precision * x[:, 0], atol=4 * error
+    )
+    np.testing.assert_allclose(z.std(axis=0), precision**-0.5, rtol=0.05)
+    log_likelihood = found.log_likelihood["x"].values[0]
+    np.testing.assert_allclose(
+        log_likelihood, stats.norm(slope * z, scale).logpdf(x[:, 0]), atol=1e-3
+    )
+    draws = found.posterior_predictive["x"].values[0, :, :, 0]
+    np.testing.assert_allclose(np.std(draws - slope * z, axis=0), scale, rtol=0.05)
+    np.testing.assert_array_equal(found.observed_data["x"].values, x)
+    again = latents_to_arviz(vae, x, num_samples=4000, seed=1)
+    np.testing.assert_array_equal(again.posterior["z"].values[0, :, :, 0], z)
+    assert {"mean", "sd"} <= {*az.summary(found, var_names=["z"], kind="stats").columns}
+
+
+def test_codes_are_of_a_vae_with_a_density(model):
+    with pytest.raises(TypeError, match="vae: got .*, wanted a VAE with one q"):
+        latents_to_arviz(model, np.zeros((3, 2)))

@@ -12,6 +12,7 @@ pytest.importorskip("sklearn", minversion="1.6")
 
 from scipy import stats
 from sklearn.base import clone
+from sklearn.decomposition import FactorAnalysis
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -19,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from tfpvae import regression
-from tfpvae.estimators import BayesianClassifier, BayesianRegressor
+from tfpvae.estimators import BayesianClassifier, BayesianRegressor, VariationalAutoencoder
 
 QUICK = {"posterior": "DiagonalNormal", "steps": 1}
 
@@ -36,7 +37,10 @@ def untraced(monkeypatch):
 # What TensorFlow says of that.
 quiet = pytest.mark.filterwarnings("ignore:Even though the `tf.config.*eagerly:UserWarning")
 
-checks = parametrize_with_checks([BayesianClassifier(**QUICK), BayesianRegressor(**QUICK)])
+SMALL = {"hidden": (4,), "steps": 1, "batch_size": 1000}
+checks = parametrize_with_checks(
+    [BayesianClassifier(**QUICK), BayesianRegressor(**QUICK), VariationalAutoencoder(**SMALL)]
+)
 
 
 # The checks have data with a single row, with constant columns and with dependent ones.
@@ -281,3 +285,109 @@ def test_without_scikit_learn(monkeypatch):
     monkeypatch.delitem(sys.modules, "tfpvae.estimators")
     with pytest.raises(ImportError, match=r"pip install 'tfpvae\[sklearn\]'"):
         importlib.import_module("tfpvae.estimators")
+
+
+def spread(size=200):
+    """Rows near a plane in three dimensions, in units of their own."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(size, 2)) @ [[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]
+    return 5.0 + 40.0 * (x + 0.3 * rng.normal(size=(size, 3)))
+
+
+@pytest.fixture(scope="module")
+def autoencoder():
+    return VariationalAutoencoder(hidden=(8,), steps=600, random_state=0).fit(spread())
+
+
+def test_scores_are_log_densities_in_units_of_x():
+    """Their exponentials add up to one, and they are what quadrature over z says."""
+    x = 100.0 + 20.0 * np.random.default_rng(0).gamma(2.0, size=(300, 1))
+    vae = VariationalAutoencoder(1, hidden=(8,), steps=200, num_samples=2000, random_state=0)
+    vae.fit(x)
+    grid = np.linspace(-150.0, 500.0, 2001)[:, None]
+    assert np.trapezoid(np.exp(vae.score_samples(grid)), grid[:, 0]) == pytest.approx(1, abs=0.01)
+    z = np.linspace(-8.0, 8.0, 4001)
+    kernel, bias = vae.model_.decoder.layers[0].get_weights()
+    h = np.maximum(z[:, None] @ kernel + bias, 0.0)
+    kernel, bias = vae.model_.decoder.layers[1].get_weights()
+    loc, raw = (h @ kernel + bias).T
+    scale = np.logaddexp(0.0, raw) * x.std()
+    likelihood = stats.norm(x.mean() + x.std() * loc, scale).pdf(x[:20])
+    density = np.trapezoid(likelihood * stats.norm.pdf(z), z, axis=1)
+    np.testing.assert_allclose(vae.score_samples(x[:20]), np.log(density), atol=0.02)
+    assert vae.score(x[:20]) == pytest.approx(np.log(density).mean(), abs=0.02)
+
+
+@pytest.mark.long
+def test_a_linear_autoencoder_is_factor_analysis():
+    """On new rows of a linear-Gaussian model it comes as close to the truth."""
+    rng = np.random.default_rng(4)
+    weights, noise = rng.normal(size=(2, 6)), np.linspace(0.3, 1.0, 6)
+    x = rng.normal(size=(4000, 2)) @ weights + noise * rng.normal(size=(4000, 6))
+    truth = stats.multivariate_normal(np.zeros(6), weights.T @ weights + np.diag(noise**2))
+    vae = VariationalAutoencoder(2, hidden=(), learning_rate=0.03, random_state=0)
+    vae.fit(x[:3000])
+    peer = FactorAnalysis(2).fit(x[:3000])
+    best = truth.logpdf(x[3000:]).mean()
+    assert abs(peer.score(x[3000:]) - best) < 0.02
+    assert abs(vae.score(x[3000:]) - best) < 0.05
+
+
+def test_units_make_no_difference(autoencoder):
+    x = spread()
+    other = clone(autoencoder).fit(1000.0 * x - 3.0)
+    codes = autoencoder.transform(x)
+    np.testing.assert_allclose(other.transform(1000.0 * x - 3.0), codes, atol=1e-6)
+    decoded = autoencoder.inverse_transform(codes)
+    np.testing.assert_allclose(other.inverse_transform(codes), 1000.0 * decoded - 3.0, rtol=1e-6)
+    shift = 3 * np.log(1000.0)
+    assert other.score(1000.0 * x - 3.0) == pytest.approx(autoencoder.score(x) - shift, abs=1e-5)
+    assert np.mean((decoded - x) ** 2) < 0.5 * x.var()
+
+
+def test_seeds_draws_and_pickles(autoencoder):
+    x = spread()
+    draws = autoencoder.sample(4000, seed=1)
+    np.testing.assert_allclose(draws.mean(axis=0), x.mean(axis=0), atol=0.3 * x.std())
+    np.testing.assert_allclose(draws.std(axis=0), x.std(axis=0), rtol=0.3)
+    again = clone(autoencoder).fit(x)
+    np.testing.assert_array_equal(again.transform(x), autoencoder.transform(x))
+    loaded = pickle.loads(pickle.dumps(autoencoder))
+    np.testing.assert_array_equal(loaded.score_samples(x), autoencoder.score_samples(x))
+
+
+@pytest.mark.long
+def test_pipelines_searches_and_frames():
+    pandas = pytest.importorskip("pandas")
+    x = pandas.DataFrame(spread(), columns=["a", "b", "c"])
+    y = np.where(x["a"] > 5.0, "far", "near")
+    vae = VariationalAutoencoder(hidden=(8,), steps=600, random_state=0)
+    pipeline = make_pipeline(StandardScaler(), vae, LogisticRegression())
+    assert cross_val_score(pipeline, x, y, cv=2).mean() > 0.7
+    search = GridSearchCV(vae, {"latent_size": [1, 2]}, cv=2).fit(x)
+    assert search.best_params_ == {"latent_size": 2}
+    table = vae.set_output(transform="pandas").fit(x).transform(x)
+    assert list(table.columns) == ["variationalautoencoder0", "variationalautoencoder1"]
+    with pytest.raises(ValueError, match="feature names"):
+        vae.transform(x[["b", "a", "c"]])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"latent_size": 0}, "latent_size: got 0"),
+        ({"likelihood": "Gauss"}, "likelihood: got 'Gauss', wanted one of"),
+        ({"learning_rate": -1.0}, "learning_rate: got -1.0"),
+        ({"likelihood": "Bernoulli"}, "X: got values from .* outside the support of Bernoulli"),
+        ({"batch_size": 0}, "batch_size: got 0"),
+        ({"steps": -1}, "steps: got -1"),
+    ],
+)
+def test_bad_arguments_of_the_autoencoder(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        VariationalAutoencoder(**wrong).fit(spread())
+
+
+def test_codes_of_another_size_are_refused(autoencoder):
+    with pytest.raises(ValueError, match=r"got shape \(4, 3\), wanted \(..., 2\)"):
+        autoencoder.inverse_transform(np.zeros((4, 3)))

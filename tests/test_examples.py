@@ -57,6 +57,7 @@ def test_every_example_has_a_test():
         "serve",
         "simulator",
         "stock_tfp_faults",
+        "tuner",
         "two_workers",
         "wine",
     }
@@ -424,6 +425,19 @@ def test_ours_reads_one_where_stock_layers_are_wrong():
     readme = (ROOT / "README.md").read_text()
     for row in rows:
         assert f"| {' | '.join(row)} |" in readme
+
+
+@pytest.mark.long
+def test_tuner_example(run, tmp_path, capsys):
+    pytest.importorskip("keras_tuner")
+    run("tuner", "--trials", 2, "--epochs", 2, "--output", tmp_path)
+    printed = capsys.readouterr().out
+    row = r"^ *(\d+) +(\d+) +(0\.\d+) +(-[\d.]+)$"
+    scores = [float(score) for *_, score in re.findall(row, printed, re.MULTILINE)]
+    assert len(scores) == 2
+    assert scores == sorted(scores, reverse=True)
+    assert isinstance(keras.models.load_model(tmp_path / "best.keras"), keras.Model)
+    assert re.findall(row, (ROOT / "docs" / "ecosystem.md").read_text(), re.MULTILINE)
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -1,4 +1,4 @@
-"""The posterior of a regression as ArviZ's groups of arrays, for its tables, plots and checks."""
+"""Posteriors of regressions and of codes as ArviZ's groups of arrays: for its tables and plots."""
 
 import inspect
 from collections.abc import Iterator
@@ -62,10 +62,7 @@ def to_arviz(
       >>> data.posterior["weights"].dims
       ('chain', 'draw', 'feature')
     """
-    try:
-        import arviz
-    except ImportError as error:
-        raise ImportError("to_arviz: needs ArviZ: pip install 'tfpvae[arviz]'") from error
+    arviz = _arviz()
     if (x is None) != (y is None):
         raise ValueError("y: got x or y alone, wanted both or none")
     pieces = [*_pieces(model, num_samples, seed)]
@@ -80,6 +77,81 @@ def to_arviz(
         groups["posterior_predictive"] = {"y": np.swapaxes(draws, 0, 1)[np.newaxis]}
         groups["observed_data"] = {"y": np.asarray(model.codes(y))}
         dims["y"] = ["row"]
+    return _made(arviz, groups, coords, dims)
+
+
+def latents_to_arviz(vae: Any, x: Any, num_samples: int = 500, seed: int = 0) -> Any:
+    r"""Draws of the codes from q(z|x), and what the model says of them, as ArviZ takes them.
+
+    $$ z_{sn} \sim q(z \mid x_n), \qquad \ell_{sn} = \log p(x_n \mid z_{sn}), \qquad
+       \log w_{sn} = \ell_{sn} + \log p(z_{sn}) - \log q(z_{sn} \mid x_n) $$
+
+    The groups: `posterior` with `z`, `log_likelihood`, `posterior_predictive` and `observed_data`
+    with `x`, and `sample_stats` with `log_weight`, the importance weights that make the draws those
+    of p(z|x). The dimensions are `row` and, of z, `unit`.
+
+    Shapes: `z` `[1, S, N, D]`, `log_weight` and `log_likelihood` `[1, S, N]`: one chain, S draws.
+
+    Args:
+      vae: a `VAE`, or a model that is made like one, with a posterior q(z|x) that has a density.
+      x: data `[N, *event_shape]`, of a `ConditionalVAE` a pair (x, y); all draws are in memory.
+      num_samples: the number S of draws.
+      seed: of the draws.
+
+    Returns:
+      What `arviz.from_dict` makes: an `InferenceData`, or from ArviZ 1.0 on a `DataTree`.
+
+    Raises:
+      ImportError: without ArviZ.
+      TypeError, ValueError: for a model without one q(z|x) or its density, or wrong data.
+
+    Example:
+      >>> import tf_keras as keras
+      >>> from tfpvae import VAE, likelihoods, posteriors, priors
+      >>> encoder = keras.Sequential([keras.layers.Dense(4), posteriors.DiagonalNormal(2)])
+      >>> decoder = keras.Sequential([keras.layers.Dense(3), likelihoods.Bernoulli(3)])
+      >>> vae = VAE(priors.StandardNormal(2), encoder, decoder, seed=0)
+      >>> data = latents_to_arviz(vae, np.eye(3, dtype="float32"), num_samples=10)
+      >>> data.posterior["z"].dims
+      ('chain', 'draw', 'row', 'unit')
+    """
+    arviz = _arviz()
+    num_samples = checks.positive_integer("num_samples", num_samples)
+    if not getattr(vae, "has_one_posterior", False):
+        raise TypeError(f"vae: got {vae!r}, wanted a VAE with one q(z|x); of a regression to_arviz")
+    vae._refuse_implicit("log weights")
+    arrays = vae._arrays(x)
+    q = vae.posterior(x)
+    with noise.fixed(seed):
+        data, condition = vae._split(vae._prepared(vae._placed(arrays)))
+        prior = vae.prior(condition)
+        z = q.sample(num_samples, seed=noise.next_seed())
+        codes = vae._codes(z)
+        p = vae._decode(codes, False, condition)
+        log_likelihood = p.log_prob(data)
+        log_weight = log_likelihood + prior.log_prob(codes) - q.log_prob(z)
+        draws = p.sample(seed=noise.next_seed())
+    units = ["unit"] if z.shape.rank == 3 else [f"z_dim_{i}" for i in range(z.shape.rank - 2)]
+    groups = {
+        "posterior": {"z": z.numpy()[np.newaxis]},
+        "sample_stats": {"log_weight": log_weight.numpy()[np.newaxis]},
+        "log_likelihood": {"x": log_likelihood.numpy()[np.newaxis]},
+        "posterior_predictive": {"x": draws.numpy()[np.newaxis]},
+        "observed_data": {"x": data.numpy()},
+    }
+    return _made(arviz, groups, {}, {"z": ["row", *units], "x": ["row"], "log_weight": ["row"]})
+
+
+def _arviz() -> Any:
+    try:
+        import arviz
+    except ImportError as error:
+        raise ImportError("to_arviz: needs ArviZ: pip install 'tfpvae[arviz]'") from error
+    return arviz
+
+
+def _made(arviz: Any, groups: Any, coords: Any, dims: Any) -> Any:
+    """What `arviz.from_dict` makes, of any version."""
     if "posterior" in inspect.signature(arviz.from_dict).parameters:  # ArviZ 0.x
         return arviz.from_dict(**groups, coords=coords, dims=dims)
     return arviz.from_dict(groups, coords=coords, dims=dims)

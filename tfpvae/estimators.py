@@ -1,4 +1,4 @@
-"""Bayesian regression as estimators of scikit-learn: for pipelines and cross-validation."""
+"""Bayesian regression and VAEs as estimators of scikit-learn: for pipelines and searches."""
 
 # ruff: noqa: N803, N806  # X is scikit-learn's name for the features.
 
@@ -8,12 +8,29 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 import tf_keras as keras
+from scipy import special
 
-from tfpvae import checks, likelihoods, posteriors, priors, regression
+from tfpvae import (
+    checks,
+    likelihoods,
+    models,
+    objectives,
+    posteriors,
+    priors,
+    regression,
+    schedules,
+)
 
 try:
-    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+    from sklearn.base import (
+        BaseEstimator,
+        ClassifierMixin,
+        ClassNamePrefixFeaturesOutMixin,
+        RegressorMixin,
+        TransformerMixin,
+    )
     from sklearn.utils import check_random_state
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_is_fitted, validate_data
@@ -35,7 +52,30 @@ _OTHERS = (
 )
 
 
-class _Estimator(BaseEstimator):
+class _WithModel(BaseEstimator):
+    """An estimator with a Keras model in `model_`, which can be pickled."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state with the model as the bytes of its `.keras` file."""
+        state = dict(super().__getstate__())
+        if "model_" in state:
+            with tempfile.TemporaryDirectory() as folder:
+                path = pathlib.Path(folder, "model.keras")
+                state["model_"].save(path)
+                state["model_"] = path.read_bytes()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Read the model from those bytes."""
+        if "model_" in state:
+            with tempfile.TemporaryDirectory() as folder:
+                path = pathlib.Path(folder, "model.keras")
+                path.write_bytes(state["model_"])
+                state = state | {"model_": keras.models.load_model(path)}
+        super().__setstate__(state)
+
+
+class _Estimator(_WithModel):
     """What the two have in common: a `BayesianRegression` in `model_`."""
 
     def __init__(
@@ -104,25 +144,6 @@ class _Estimator(BaseEstimator):
         num_samples = checks.positive_integer("num_samples", self.num_samples)
         for rows in regression.pieces_of(len(X), num_samples * self.model_.likelihood.params_size):
             yield self.model_.predict_distribution(X[rows], num_samples)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The state with the model as the bytes of its `.keras` file."""
-        state = dict(super().__getstate__())
-        if "model_" in state:
-            with tempfile.TemporaryDirectory() as folder:
-                path = pathlib.Path(folder, "model.keras")
-                state["model_"].save(path)
-                state["model_"] = path.read_bytes()
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Read the model from those bytes."""
-        if "model_" in state:
-            with tempfile.TemporaryDirectory() as folder:
-                path = pathlib.Path(folder, "model.keras")
-                path.write_bytes(state["model_"])
-                state = state | {"model_": keras.models.load_model(path)}
-        super().__setstate__(state)
 
 
 class BayesianClassifier(ClassifierMixin, _Estimator):
@@ -351,6 +372,185 @@ class BayesianRegressor(RegressorMixin, _Estimator):
                 stds.append(p.stddev())
         mean = self.y_center_ + self.y_scale_ * np.concatenate(means)
         return (mean, self.y_scale_ * np.concatenate(stds)) if return_std else mean
+
+
+class VariationalAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _WithModel):
+    r"""A variational autoencoder of dense networks as a transformer of scikit-learn.
+
+    $$ p(x) = \int p(x \mid z)\, \mathcal N(z; 0, I)\, dz, \qquad
+       x \mapsto \mathbb E_{q(z \mid x)}[z] $$
+
+    It takes the place of `PCA` or `FactorAnalysis`: `transform` gives the means of q(z|x),
+    `inverse_transform` those of p(x|z), and `score` the log-likelihood, by which searches choose.
+    For networks of your own, and for images, use `VAE`.
+
+    All is computed in double precision, and the draws of `score_samples` are the same for each row:
+    a row has the same numbers whatever other rows there are.
+
+    Shapes: X `[N, P]`, codes `[N, latent_size]`.
+
+    Args:
+      latent_size: the size of z.
+      likelihood: the name of a class of `tfpvae.likelihoods`: "Normal", "StudentT", "Laplace",
+        "Bernoulli", "ContinuousBernoulli", "Poisson", "NegativeBinomial", "Binomial", "Gamma",
+        "LogNormal" or "Beta".
+      likelihood_arguments: its arguments, such as `{"total_count": 16}` for "Binomial"; None for
+        none. With `standardize` a `scale` is in units of the standardized columns.
+      hidden: units of the hidden layers of the encoder; the decoder has them in reverse.
+      activation: of the hidden layers.
+      steps: steps of the optimizer, Adam; in the first half the weight of the KL rises to 1.
+      batch_size: rows a step.
+      learning_rate: the first of Adam; it falls to zero over the steps.
+      standardize: whether columns are brought to mean 0 and standard deviation 1 first, with
+        "Normal", "StudentT" and "Laplace". Codes, scores and what is decoded are in units of X all
+        the same.
+      num_samples: draws of z for each row in `score_samples`.
+      random_state: an integer, a `numpy.random.RandomState`, or None for noise of its own.
+
+    Attributes:
+      model_: the `VAE`, of the standardized columns.
+      center_, scale_: what they were standardized by, zeros and ones if they were not.
+      n_features_in_: the number P.
+      feature_names_in_: the columns of a data frame.
+
+    Example:
+      >>> rng = np.random.default_rng(0)
+      >>> X = rng.normal(size=(60, 1)) @ [[1.0, 2.0, -1.0]] + 0.1 * rng.normal(size=(60, 3))
+      >>> vae = VariationalAutoencoder(latent_size=1, steps=5, random_state=0).fit(X)
+      >>> vae.transform(X).shape, vae.inverse_transform(vae.transform(X)).shape
+      ((60, 1), (60, 3))
+
+    Source: Kingma and Welling, "Auto-Encoding Variational Bayes", 2014.
+    """
+
+    def __init__(
+        self,
+        latent_size: int = 2,
+        likelihood: str = "Normal",
+        likelihood_arguments: dict[str, Any] | None = None,
+        *,
+        hidden: Any = (64,),
+        activation: Any = "relu",
+        steps: int = 2000,
+        batch_size: int = 100,
+        learning_rate: float = 1e-2,
+        standardize: bool = True,
+        num_samples: int = 100,
+        random_state: Any = None,
+    ) -> None:
+        self.latent_size = latent_size
+        self.likelihood = likelihood
+        self.likelihood_arguments = likelihood_arguments
+        self.hidden = hidden
+        self.activation = activation
+        self.steps = steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.standardize = standardize
+        self.num_samples = num_samples
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None) -> "VariationalAutoencoder":
+        """Train encoder and decoder.
+
+        Args:
+          X: data `[N, P]`.
+          y: not used, as of all transformers.
+
+        Returns:
+          The transformer.
+
+        Raises:
+          ValueError: for data that are not finite or that the likelihood cannot have made, for
+            unknown parameters.
+        """
+        name = _one_of("likelihood", self.likelihood, (*_LOCATED, *_OTHERS, "Bernoulli"))
+        size = checks.positive_integer("latent_size", self.latent_size)
+        batch_size = checks.positive_integer("batch_size", self.batch_size)
+        steps = checks.positive_integer("steps", self.steps)
+        rate = _positive("learning_rate", self.learning_rate)
+        X = validate_data(self, X, dtype=np.float64)
+        self.center_, self.scale_ = np.zeros(X.shape[1]), np.ones(X.shape[1])
+        if self.standardize and name in _LOCATED:
+            self.center_, self.scale_ = _moments(X, np.ones(len(X)))
+        X = (X - self.center_) / self.scale_
+        random = check_random_state(self.random_state)
+        arguments = {"dtype": "float64", **(self.likelihood_arguments or {})}
+        seeds = iter(random.randint(2**31, size=2 * len(self.hidden) + 3).tolist())
+        model = models.VAE(
+            priors.StandardNormal(size, dtype="float64"),
+            self._network(posteriors.DiagonalNormal(size, dtype="float64"), self.hidden, seeds),
+            self._network(
+                getattr(likelihoods, name)(X.shape[1], **arguments), [*self.hidden][::-1], seeds
+            ),
+            seed=next(seeds),
+        )
+        falling = keras.optimizers.schedules.CosineDecay(rate, steps)
+        # Or units that are of use may collapse before they are found to be.
+        warm_up = schedules.Linear(max(1, steps // 2))
+        model.compile(keras.optimizers.Adam(falling), objective=objectives.ELBO(kl_weight=warm_up))
+        model.check_data(X, None, ("X", "X"))
+        # Keras's own order of arrays depends on global seeds.
+        passes = -(-steps * batch_size // len(X))
+        order = np.concatenate([random.permutation(len(X)) for _ in range(passes)])
+        rows = tf.data.Dataset.from_tensor_slices(order[: steps * batch_size]).batch(batch_size)
+        model.fit(rows.map(lambda index: tf.gather(X, index)), verbose=0)
+        self.model_, self._n_features_out = model, size
+        return self
+
+    def _network(self, block: Any, hidden: Any, seeds: Iterator[int]) -> Any:
+        """Dense layers, the last of which ends in the block."""
+
+        def dense(units: int, activation: Any = None) -> Any:
+            kernel = keras.initializers.GlorotUniform(seed=next(seeds))
+            return keras.layers.Dense(units, activation, kernel_initializer=kernel, dtype="float64")
+
+        layers = [dense(units, self.activation) for units in hidden]
+        return keras.Sequential([*layers, dense(block.params_size), block])
+
+    def _standardized(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=np.float64)
+        return (X - self.center_) / self.scale_
+
+    def transform(self, X: Any) -> np.ndarray:
+        """The means `[N, latent_size]` of q(z|x)."""
+        return np.array(self.model_.posterior(self._standardized(X)).mean())
+
+    def inverse_transform(self, X: Any) -> np.ndarray:
+        """The means `[N, P]` of p(x|z) at codes z `[N, latent_size]`."""
+        check_is_fitted(self)
+        z = checks.as_array("X", X)
+        mean = self.model_.likelihood(z.astype(np.float64)).mean()
+        return self.center_ + self.scale_ * np.array(mean)
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        r"""Estimates of log p(x) `[N]` in nats, from below on average, in units of X.
+
+        $$ \log p(x) \approx \log \frac1S \sum_s \frac{p(x \mid z_s)\, p(z_s)}{q(z_s \mid x)},
+           \qquad z_s = \mathrm{loc}(x) + \mathrm{scale}(x)\, \epsilon_s $$
+        """
+        X = self._standardized(X)
+        num = checks.positive_integer("num_samples", self.num_samples)
+        size, vae = self._n_features_out, self.model_
+        epsilon = np.random.default_rng(0).normal(size=(num, 1, size))
+        found = []
+        for rows in regression.pieces_of(len(X), num * max(X.shape[1], size)):
+            q = vae.posterior(X[rows])
+            z = q.mean() + q.stddev() * epsilon
+            log_likelihood = vae.likelihood(z).log_prob(X[rows])
+            weights = log_likelihood + vae.prior().log_prob(z) - q.log_prob(z)
+            found.append(special.logsumexp(weights, axis=0) - np.log(num))
+        return np.concatenate(found) - np.log(self.scale_).sum()
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """The mean of `score_samples(X)`: higher is better, on held-out rows."""
+        return float(np.mean(self.score_samples(X)))
+
+    def sample(self, num: int = 1, seed: Any = 0) -> np.ndarray:
+        """Draws `[num, P]` from p(x), in units of X."""
+        check_is_fitted(self)
+        return self.center_ + self.scale_ * self.model_.sample(num, seed=seed, verbose=0)
 
 
 def _one_of(argument: str, value: Any, names: tuple[str, ...]) -> str:
