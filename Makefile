@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help demo test test-long check format test-oldest study bench reliability clean
+.PHONY: help demo test test-long check format test-oldest study bench reliability docs clean
 .DEFAULT_GOAL := help
 
 help:  ## what can be made
@@ -49,5 +49,13 @@ bench: $(VENV)/.bench  ## measure the speed beside others, 15 minutes: docs/spee
 reliability: $(VENV)/.installed  ## try to break it, hours: the table of docs/reliability.md
 	$(BIN)/python tests/reliability.py
 
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable ".[docs]"
+	touch $@
+
+docs: $(VENV)/.docs  ## build the site in docs/_build/html; examples and tutorial are run, so it takes minutes
+	$(BIN)/python -m sphinx -W --keep-going -n -j 2 -b html docs docs/_build/html
+	$(BIN)/python docs/_ext/links.py docs/_build/html
+
 clean:  ## remove the environments and everything made
-	rm -rf .venv .venv-oldest demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest demo-output build docs/_build docs/api docs/gallery *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -131,7 +131,7 @@ class ConditionalVAE(models.VAE):
           prior: what z is drawn from in place of the model's prior, as in `VAE.sample`.
 
         Returns:
-          An array `[N, *event_shape]`. For the means instead of draws:
+          An array `[N, *event_shape]`. For the means instead of draws,
           `cvae.likelihood(z, y).mean()`.
 
         Raises:

@@ -228,7 +228,7 @@ class VAE(training.ProbabilisticModel):
             `tfd.Distribution`: as `latent_space.fit_aggregate_posterior` finds it.
 
         Returns:
-          An array `[num, *event_shape]`. For the means instead of draws:
+          An array `[num, *event_shape]`. For the means instead of draws,
           `vae.likelihood(vae.prior().sample(num)).mean()`.
 
         Raises:

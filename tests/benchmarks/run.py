@@ -155,7 +155,7 @@ def main():
         for name in options.workloads:
             if name in TABLES:
                 title, script = TABLES[name]
-                parts.append(f"### {title}\n\n{table_of(script, options)}")
+                parts.append(f"## {title}\n\n{table_of(script, options)}")
                 continue
             x = images[: SCALE_ROWS if name == "scale" else WORKLOADS[name].rows]
             np.save(file, x)
@@ -170,13 +170,13 @@ def main():
             else:
                 workers = race(name, contenders, file, options.rounds)
                 title = results.title(WORKLOADS[name], len(x))
-                parts.append(f"### {title}\n\n{results.speed(workers)}")
+                parts.append(f"## {title}\n\n{results.speed(workers)}")
                 panels[title] = workers
     text = "\n\n".join(parts)
     print(text)
     if options.output:
         (options.output / "figures").mkdir(parents=True, exist_ok=True)
-        (options.output / "speed-table.md").write_text(text + "\n")
+        (options.output / "speed-table.md").write_text(f"# Speed, all figures\n\n{text}\n")
         if panels:
             results.draw(panels, options.output / "figures" / "speed.png")
 
