@@ -169,17 +169,13 @@ def _table(found: Any) -> str:
 def bases(app: Any, name: str, value: Any, options: Any, found: list[Any]) -> None:
     """Name the bases as a user does, and none that are private."""
     for index, base in enumerate(found):
-        module = base.__module__
-        if module.startswith("tf_keras"):
-            kind = next(
-                k for k in ("Model", "Layer", "Callback", "Metric", "object") if k in _kinds(base)
-            )
-            found[index] = f"``keras.{kind}``"
-        elif module.startswith("tensorflow_probability"):
-            found[index] = f"``tfp.{module.split('.')[3]}.{base.__name__}``"
+        if base.__module__.startswith("tf_keras"):
+            kinds = [kind for kind in ("Model", "Layer", "Callback") if kind in _kinds(base)]
+            found[index] = f"``keras.{kinds[0]}``" if kinds else object
+        elif base.__module__.startswith("tensorflow_probability"):
+            found[index] = f"``tfp.{base.__module__.split('.')[2]}.{base.__name__}``"
         elif base.__name__.startswith("_"):
-            public_bases = [kind for kind in base.__mro__[1:] if not kind.__name__.startswith("_")]
-            found[index] = public_bases[0]
+            found[index] = next(kind for kind in base.__mro__ if not kind.__name__.startswith("_"))
 
 
 def _kinds(base: Any) -> list[str]:

@@ -106,8 +106,7 @@ def settled(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
 
 
-LOGGED = re.compile(r"^(INFO|WARNING):tensorflow:.*
-+", re.MULTILINE)
+LOGGED = re.compile(r"^(INFO|WARNING):tensorflow:.*\n+", re.MULTILINE)
 
 
 async def run(name: str, made: Any) -> Any:
@@ -178,8 +177,10 @@ def grid(folder: pathlib.Path) -> str:
     cards = []
     for name in sorted(TABLE):
         made = nbformat.read(folder / f"{name}.ipynb", as_version=4)
-        cards.append(f'<a class="card" href="gallery/{name}.html">{_face(name, made)}'
-                     f"<span>{html.escape(title(name))}</span></a>")
+        cards.append(
+            f'<a class="card" href="gallery/{name}.html">{_face(name, made)}'
+            f"<span>{html.escape(title(name))}</span></a>"
+        )
     return '<div class="gallery">\n' + "\n".join(cards) + "\n</div>"
 
 
