@@ -16,6 +16,8 @@ from scipy import stats
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+TABLE = json.loads((EXAMPLES / "small.json").read_text())
+SMALL = {name: row["arguments"] for name, row in TABLE.items()}
 PICTURES = {"convergence.png", "latent_plane.png", "manifold.png", "reconstructions.png"}
 
 
@@ -67,7 +69,7 @@ def test_every_example_has_a_test():
 def test_two_workers_example(monkeypatch):
     """In a process of its own, which starts two; what they find is what one finds."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    command = [sys.executable, EXAMPLES / "two_workers.py", "--mean", "--epochs", "2"]
+    command = [sys.executable, EXAMPLES / "two_workers.py", *SMALL["two_workers"]]
     run = subprocess.run(command, capture_output=True, text=True, timeout=900, check=True)
     row = r"^ *(\d+) +([\d.]+) +([\d.]+) +([\d.]+) +([-\d.e+]+)$"
     rows = re.findall(row, run.stdout, re.MULTILINE)
@@ -82,14 +84,14 @@ def test_two_workers_example(monkeypatch):
 @pytest.mark.long
 @pytest.mark.parametrize("file_format", ["npy", "tfrecord"])
 def test_big_data_example(file_format, run, capsys):
-    run("big_data", "--copies", 2, "--epochs", 1, "--format", file_format)
+    run("big_data", *SMALL["big_data"], "--format", file_format)
     assert "2,874 images in 1 shards" in capsys.readouterr().out
 
 
 @pytest.mark.long
 def test_random_effects_example(run, tmp_path, capsys):
     """Partial pooling beats both none and complete pooling, as on the page."""
-    run("random_effects", "--steps", 100, "--output", tmp_path)
+    run("random_effects", *SMALL["random_effects"], "--output", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["random_effects.png"]
     row = r"^ *(no pooling|random effects|complete pooling) +([\d.]+) +([\d.]+)$"
     rows = re.findall(row, capsys.readouterr().out, re.MULTILINE)
@@ -102,7 +104,7 @@ def test_random_effects_example(run, tmp_path, capsys):
 @pytest.mark.long
 def test_adversarial_example(run, tmp_path, capsys):
     """Small; by a training as long as on the page: `test_four_points` in test_adversarial.py."""
-    run("adversarial", "--steps", 200, "--updates", 1, "--output", tmp_path)
+    run("adversarial", *SMALL["adversarial"], "--output", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["adversarial.png"]
     row = r"^ *(diagonal|adversarial) +(-[\d.]+) +(-[\d.]+) +(-[\d.]+)$"
     rows = re.findall(row, capsys.readouterr().out, re.MULTILINE)
@@ -118,7 +120,7 @@ def test_adversarial_example(run, tmp_path, capsys):
 def test_flows_example(run, tmp_path, capsys):
     """Where the diagonal Gaussian has to fail, a flow closes at least 80 % of its gap."""
     families = ("DiagonalNormal", "RealNVP(6)", "NeuralSpline(4)")
-    run("flows", "--output", tmp_path, "--families", *families)
+    run("flows", *SMALL["flows"], "--output", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["flows.png"]
     printed = capsys.readouterr().out
     with capsys.disabled():
@@ -138,7 +140,7 @@ def test_flows_example(run, tmp_path, capsys):
 @pytest.mark.long
 def test_serve_example(run, tmp_path, capfd):
     """The process that has TensorFlow alone says what the model says."""
-    run("serve", "--epochs", 2, "--output", tmp_path)
+    run("serve", *SMALL["serve"], "--output", tmp_path)
     files = {path.name for path in tmp_path.iterdir()}
     assert {"vae", "decoder.tflite", "served.png"} < files
     printed = capfd.readouterr().out
@@ -153,7 +155,7 @@ def test_serve_example(run, tmp_path, capfd):
 
 @pytest.mark.long
 def test_simulator_example(run, tmp_path, capsys):
-    run("simulator", "--steps", 3000, "--num-data", 20, "--output", tmp_path)
+    run("simulator", *SMALL["simulator"], "--output", tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"simulator.png", "simulator.keras"}
     row = r"^ *(mean|log scale) +(-?[\d.]+) \+- ([\d.]+) +(-?[\d.]+) \+- ([\d.]+)"
     rows = re.findall(row, capsys.readouterr().out, re.MULTILINE)
@@ -167,7 +169,7 @@ def test_simulator_example(run, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["mlp_vae", pytest.param("conv_vae", marks=pytest.mark.long)])
 def test_vae_examples(name, run, tmp_path, capsys):
-    run(name, "--epochs", 2, "--output", tmp_path / "made", "--batch-size", 200)
+    run(name, *SMALL[name], "--output", tmp_path / "made")
     files = {path.name for path in (tmp_path / "made").iterdir()}
     assert files == PICTURES | {"history.json", "model.keras"}
     printed = capsys.readouterr().out
@@ -186,7 +188,7 @@ def test_vae_examples(name, run, tmp_path, capsys):
 @pytest.mark.long
 def test_conditional_example(run, tmp_path, capsys):
     """Who knows the class needs fewer nats; who is told a wrong one needs more."""
-    run("conditional_vae", "--epochs", 30, "--output", tmp_path)
+    run("conditional_vae", *SMALL["conditional_vae"], "--output", tmp_path)
     made = {path.name for path in tmp_path.iterdir()}
     assert made == {"conditional.png", "conditional_analogies.png", "model.keras"}
     printed = capsys.readouterr().out
@@ -201,8 +203,7 @@ def test_conditional_example(run, tmp_path, capsys):
 
 
 def test_imputing_example(run, tmp_path, capsys):
-    small = ("--epochs", 15, "--num-samples", 50, "--max-iter", 1)
-    run("impute", *small, "--output", tmp_path / "made")
+    run("impute", *SMALL["impute"], "--output", tmp_path / "made")
     assert {path.name for path in (tmp_path / "made").iterdir()} == {"imputed.png", "model.keras"}
     printed = capsys.readouterr().out
     errors = dict(re.findall(r"^  (\S.*?)  +(0\.\d+)$", printed, re.MULTILINE))
@@ -218,7 +219,7 @@ def test_imputing_example(run, tmp_path, capsys):
 
 @pytest.mark.long
 def test_diagnosing_example(run, tmp_path, capsys):
-    run("diagnose", "--epochs", 2, "--num-samples", 25, "--num-local", 2, "--output", tmp_path)
+    run("diagnose", *SMALL["diagnose"], "--output", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["diagnose.png"]
     printed = capsys.readouterr().out
     page = (ROOT / "docs" / "diagnose.md").read_text()
@@ -231,7 +232,7 @@ def test_diagnosing_example(run, tmp_path, capsys):
 
 @pytest.mark.long
 def test_categorical_example(run, tmp_path, capsys):
-    run("categorical_vae", "--epochs", 2, "--batch-size", 200, "--output", tmp_path / "made")
+    run("categorical_vae", *SMALL["categorical_vae"], "--output", tmp_path / "made")
     files = {path.name for path in (tmp_path / "made").iterdir()}
     assert files == {"categorical_vae.png", "model.keras"}
     printed = capsys.readouterr().out
@@ -249,7 +250,7 @@ def test_categorical_example(run, tmp_path, capsys):
 
 @pytest.mark.long
 def test_hierarchical_example(run, tmp_path, capsys):
-    run("hierarchical_vae", "--epochs", 2, "--batch-size", 200, "--output", tmp_path)
+    run("hierarchical_vae", *SMALL["hierarchical_vae"], "--output", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["hierarchical_vae.png"]
     printed = capsys.readouterr().out
     row = r"^(one layer|two layers, .*?) +(-[\d.]+) +(-[\d.]+) +[\d. -]+ {3}(\d+ of 20.*)$"
@@ -269,7 +270,7 @@ def test_hierarchical_example(run, tmp_path, capsys):
 
 @pytest.mark.long
 def test_factor_analysis_example_beside_scikit_learn(run, tmp_path, capsys):
-    run("factor_analysis", "--epochs", 40, "--latent-size", 3, "--output", tmp_path)
+    run("factor_analysis", *SMALL["factor_analysis"], "--output", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["factor_analysis.png"]
     printed = capsys.readouterr().out
     table = r"^ *(\S.*?)  +(-?\d+\.\d+) +(-?\d+\.\d+)$"
@@ -284,7 +285,7 @@ def test_factor_analysis_example_beside_scikit_learn(run, tmp_path, capsys):
 
 @pytest.mark.long
 def test_info_vae_example(run, tmp_path, capsys):
-    run("info_vae", "--epochs", 2, "--output", tmp_path)
+    run("info_vae", *SMALL["info_vae"], "--output", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["info_vae.png"]
     row = r"^ *(autoencoder|VAE|WAE, MMD|InfoVAE|beta-TCVAE)((?:  +-?\d+\.\d{3})+)$"
     rows = re.findall(row, capsys.readouterr().out, re.MULTILINE)
@@ -300,7 +301,7 @@ def test_info_vae_example(run, tmp_path, capsys):
 
 @pytest.mark.long
 def test_latent_space_example(run, tmp_path, capsys):
-    run("latent_space", "--epochs", 5, "--num-samples", 20, "--output", tmp_path)
+    run("latent_space", *SMALL["latent_space"], "--output", tmp_path)
     wanted = {f"latent_space_{name}.png" for name in ("samples", "interpolations", "traversals")}
     assert {path.name for path in tmp_path.iterdir()} == wanted
     row = r"^ *(\S.*?)  +(-?\d+\.\d\d) +(-?\d+\.\d\d)$"
@@ -331,7 +332,7 @@ REGRESSIONS = {
 @pytest.mark.long
 @pytest.mark.parametrize("name", REGRESSIONS)
 def test_regression_examples(name, run, tmp_path, capsys):
-    run(name, "--steps", 20, "--folds", 2, "--output", tmp_path)
+    run(name, *SMALL[name], "--output", tmp_path)
     pictures = {path.name for path in tmp_path.iterdir()}
     assert pictures == {f"{name}_{picture}.png" for picture in REGRESSIONS[name]}
     printed = capsys.readouterr().out
@@ -345,7 +346,7 @@ def test_regression_examples(name, run, tmp_path, capsys):
 
 @pytest.mark.long
 def test_count_example_brings_densities_to_one_scale(run, tmp_path, capsys):
-    run("count_vae", "--epochs", 1, "--num-samples", 2, "--output", tmp_path)
+    run("count_vae", *SMALL["count_vae"], "--output", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["count_vae.png"]
     printed = capsys.readouterr().out
     table = r"^ *(Bernoulli|Normal.*?|Binomial|DiscretizedLogistic)  +(-?\d.*) (\d+\.\d)  (\w+)$"
@@ -422,9 +423,9 @@ def test_ours_reads_one_where_stock_layers_are_wrong():
             assert ours == "works", title
             assert stock.endswith("Error"), title
     assert rows[-1] == ("prediction", "a draw, ndarray", "a tfd.Distribution")
-    readme = (ROOT / "README.md").read_text()
-    for row in rows:
-        assert f"| {' | '.join(row)} |" in readme
+    for page in (ROOT / "README.md", ROOT / "docs" / "concepts.md"):
+        for row in rows:
+            assert f"| {' | '.join(row)} |" in page.read_text()
 
 
 @pytest.mark.long
@@ -440,7 +441,9 @@ def test_tuner_example(run, tmp_path, capsys):
     assert re.findall(row, (ROOT / "docs" / "ecosystem.md").read_text(), re.MULTILINE)
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MADE = {"_build", "api", "gallery"}  # by `make docs`
+DOCS = [page for page in sorted((ROOT / "docs").rglob("*.md")) if page.parts[-2] not in MADE]
+PAGES = [ROOT / "README.md", *(page for page in DOCS if "_build" not in page.parts)]
 
 
 LONG_PAGES = [page for page in PAGES if page.stem not in ("README", "elbo")]
@@ -463,13 +466,13 @@ def test_code_on_the_page_runs(page, tmp_path, monkeypatch):
 def test_files_that_the_page_names_are_there(page):
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
     for link in links:
-        assert link.startswith("http") or (page.parent / link).exists(), link
+        assert link.startswith(("http", "api/")) or (page.parent / link).exists(), link
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("model", ["m2", "m1m2"])
 def test_semi_supervised_example(model, run, tmp_path, capsys):
-    run("semi_supervised", "--model", model, "--epochs", 2, "--epochs-m1", 1, "--output", tmp_path)
+    run("semi_supervised", *SMALL["semi_supervised"], "--model", model, "--output", tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"semi_supervised_errors.png", "semi_supervised_analogies.png"}
     errors = re.findall(r"(\d+\.\d\d) %", capsys.readouterr().out)

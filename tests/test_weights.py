@@ -614,6 +614,8 @@ def test_a_prior_of_another_size():
 
 # The examples
 
+SMALL = json.loads((Path(__file__).parents[1] / "examples" / "small.json").read_text())
+
 
 @pytest.fixture
 def example(monkeypatch):
@@ -629,7 +631,7 @@ def example(monkeypatch):
 
 @pytest.mark.long
 def test_the_predictive_widens_away_from_the_data(example, tmp_path, capsys):
-    example("bayesian_network", "--steps", 1000, "--output", tmp_path)
+    example("bayesian_network", *SMALL["bayesian_network"]["arguments"], "--output", tmp_path)
     printed = capsys.readouterr().out
     found = {name: float(sd) for name, sd in re.findall(r"predictive sd (.*): ([\d.]+)", printed)}
     inside, gap, outside = found.values()
@@ -689,7 +691,7 @@ def test_logistic_regression_finds_the_best_gaussian(example, rng, tmp_path):
 
 
 def test_logistic_example_prints_each_coefficient(example, capsys, monkeypatch):
-    example("logistic_from_blocks", "--steps", 20)
+    example("logistic_from_blocks", *SMALL["logistic_from_blocks"]["arguments"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["coefficient", "mean", "sd"]
     assert len(lines) == 1 + 31
