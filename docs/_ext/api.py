@@ -7,11 +7,7 @@ import pkgutil
 import re
 from typing import Any
 
-from sphinx.util import logging
-
 import tfpvae
-
-LOGGER = logging.getLogger(__name__)
 
 # Modules that a user has no use for. All others are documented.
 INTERNAL = {
@@ -193,10 +189,12 @@ def skip(app: Any, what: str, name: str, value: Any, is_skipped: bool, options: 
 
 def check(app: Any, env: Any) -> None:
     """Warn, and so fail, if something public has no place in the pages."""
+    from sphinx.util import logging  # Here, so that tests need no Sphinx.
+
     documented = env.domaindata["py"]["objects"]
     for name in (*names(), *(f"tfpvae.{name}" for name in modules()), *shortcuts().values()):
         if name not in documented:
-            LOGGER.warning("%s is public, and on no page of the API", name)
+            logging.getLogger(__name__).warning("%s is public, and on no page of the API", name)
 
 
 KNOWN: dict[str, str] = {}
