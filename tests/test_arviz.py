@@ -246,5 +246,5 @@ def test_codes_of_a_linear_gaussian_model():
 
 
 def test_codes_are_of_a_vae_with_a_density(model):
-    with pytest.raises(TypeError, match="vae: got .*, wanted a VAE with one q"):
+    with pytest.raises(TypeError, match=r"vae: got .*, wanted a VAE with one q"):
         latents_to_arviz(model, np.zeros((3, 2)))
