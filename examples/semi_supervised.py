@@ -61,7 +61,7 @@ class Settings(NamedTuple):
 SETTINGS = {
     ("digits", "m2"): Settings(10, 128, (), 50, 200, 0, 30, 3e-3, 5.0),
     ("digits", "m1m2"): Settings(10, 128, (128, 128), 50, 100, 100, 30, 3e-3, 5.0, 0.1, 0.05),
-    ("mnist", "m2"): Settings(50, 500, (), 200, 80, 0, 100),
+    ("mnist", "m2"): Settings(50, 500, (), 100, 60, 0, 100, 3e-3),
     ("mnist", "m1m2"): Settings(24, 500, (600, 600), 200, 20, 40, 100, 3e-3, 0.1, full=True),
 }
 
