@@ -105,6 +105,7 @@ def check_elbo(
             "model: got the estimator 'enumerated', whose loss is a sum over all states, wanted "
             "one that takes draws of z: compile it with another"
         )
+    tolerance = checks.positive_number("tolerance", tolerance)
     x = checks.as_array("x", x).astype(keras.backend.floatx())
     y = x if y is None else checks.as_array("y", y)
     weight = np.ones(len(x)) if sample_weight is None else np.asarray(sample_weight, float)

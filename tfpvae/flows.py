@@ -458,7 +458,7 @@ class _Networks(Flow):
             raise ValueError("hidden_units: got none, wanted at least one hidden layer")
         self.hidden_units = tuple(checks.positive_integer("hidden_units", n) for n in hidden_units)
         self.activation = checks.made("activation", keras.activations.get, activation)
-        if context_size != 0:
+        if not isinstance(context_size, (int, np.integer)) or context_size != 0:
             context_size = checks.positive_integer("context_size", context_size)
         self.context_size = int(context_size)
 

@@ -1059,9 +1059,11 @@ def _checked_prior(prior: Any) -> Any:
 
 def _checked_scale(values: Any) -> list[float]:
     """Known scales as a list."""
+    wanted = f"group_scale: got {values!r}, wanted a block of tfpvae.priors, or known values"
     if isinstance(values, blocks.Block | tfd.Distribution | str) or callable(values):
-        raise TypeError(
-            f"group_scale: got {values!r}, wanted a block of tfpvae.priors, or known values"
-        )
-    found = [*np.ravel(values).tolist()]
+        raise TypeError(wanted)
+    try:
+        found = np.ravel(values).tolist()
+    except ValueError:  # Lists of different lengths.
+        raise TypeError(wanted) from None
     return [checks.positive_number("group_scale", value) for value in found]

@@ -158,7 +158,7 @@ class VAE(training.ProbabilisticModel):
           TypeError: for an objective that is none.
           ValueError: for another loss.
         """
-        if loss not in (None, losses.negative_log_prob):
+        if loss is not None and loss is not losses.negative_log_prob:
             raise ValueError(
                 f"loss: got {loss!r}, wanted none: the loss follows from the likelihood block; "
                 "pass objective= to change what is minimized"

@@ -427,6 +427,8 @@ def conv_decoder(
 def _dense_layers(
     hidden: int | Iterable[int], activation: Any, params_size: int
 ) -> list[keras.layers.Layer]:
+    if isinstance(activation, type):
+        raise TypeError(f"activation: got the class {activation.__name__}, wanted an instance")
     function = checks.made("activation", keras.activations.get, activation)
     return [
         *(keras.layers.Dense(units, function) for units in _sizes("hidden", hidden)),
@@ -453,7 +455,8 @@ def _sizes(name: str, value: Any) -> tuple[int, ...]:
     scalar = getattr(value, "shape", None) == ()
     if isinstance(value, str) or not isinstance(value, Iterable) or scalar:
         raise TypeError(f"{name} must be an integer or a sequence of integers, got {value!r}")
-    return tuple(_size(f"{name}[{i}]", size) for i, size in enumerate(value))
+    sizes = checks.sequence(name, value, "an integer or a sequence of integers")
+    return tuple(_size(f"{name}[{i}]", size) for i, size in enumerate(sizes))
 
 
 def _image_shape(name: str, value: Any) -> tuple[int, ...]:

@@ -566,6 +566,7 @@ class BayesianRegression(training.ProbabilisticModel):
         Raises:
           ValueError: for unknown labels.
         """
+        learn = checks.flag("learn", learn)
         if not isinstance(self.likelihood, _OF_CLASSES):
             return y
         labels = checks.labels("y", y)
