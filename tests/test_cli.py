@@ -342,6 +342,32 @@ def test_export_of_the_decoder(folder, ran):
 
 
 @LONG
+def test_a_hierarchy_from_python(folder, ran):
+    def network(*blocks):
+        return [
+            keras.Sequential([keras.layers.Dense(block.params_size), block]) for block in blocks
+        ]
+
+    x = pd.read_csv(folder / "counts.csv").to_numpy()
+    vae = tfpvae.HierarchicalVAE(
+        tfpvae.priors.StandardNormal(2),
+        network(tfpvae.posteriors.DiagonalNormal(3), tfpvae.posteriors.DiagonalNormal(2)),
+        network(likelihoods.Poisson(4), likelihoods.Normal(3)),
+        seed=0,
+    )
+    vae.compile("adam")
+    vae.fit(x, epochs=1, verbose=0)
+    vae.save("m.keras")
+    found = ran("evaluate", "m.keras", folder / "counts.csv", "--num-samples", 20)
+    assert found["elbo"] == vae.evaluate(x, batch_size=100, verbose=0, return_dict=True)["elbo"]
+    assert found["elbo"] < found["log_marginal_likelihood"]
+    ran("sample", "m.keras", 5, "--output", "s.npy")
+    np.testing.assert_array_equal(np.load("s.npy"), vae.sample(5, seed=0))
+    figures = ran("plot", "m.keras", folder / "counts.csv", "--output", "f")["figures"]
+    assert figures == ["f/latent.png", "f/marginals.png"]
+
+
+@LONG
 def test_demo(ran):
     result = ran(*["demo", "--epochs", "1"])
     assert {path.name for path in Path("demo-output").iterdir()} == {
@@ -456,9 +482,17 @@ def test_mistakes_end_in_one_line(line, message, folder, tmp_path, capsys):
 
 def test_no_command_says_what_there_is(capsys):
     assert cli.main([]) == 2
+    assert capsys.readouterr().err == (
+        "tfpvae: error: got no command, wanted one of train, demo, evaluate, diagnose, sample, "
+        "plot, export, explore, reproduce, completion: tfpvae --help\n"
+    )
+
+
+def test_what_a_file_says_cannot_write_to_the_terminal(capsys):
+    """The text of an error may come from a file of somebody else."""
+    assert cli.main(["train", "\x1b[2J\x07.csv", "--output", "m.keras"]) == 2
     err = capsys.readouterr().err
-    assert "tfpvae: error: " in err
-    assert "--help" in err
+    assert err == "tfpvae train: error: ?[2J?.csv: there is no such file\n"
 
 
 def test_a_table_of_another_width(folder, capsys):

@@ -61,6 +61,12 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
       The exit code: 0, 1 if training failed, 2 for mistakes of the user, 130 after Ctrl-C.
     """
+    if not arguments:
+        known = ", ".join(tfpvae.commands)
+        print(
+            f"tfpvae: error: got no command, wanted one of {known}: tfpvae --help", file=sys.stderr
+        )
+        return 2
     try:
         result = tfpvae.main(list(arguments), prog_name="tfpvae", standalone_mode=False)
     except click.Abort:
@@ -78,8 +84,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _line(text: Any) -> str:
-    """A text in one line."""
-    return " ".join(str(text).split())
+    """A text in one line, without what a terminal would obey: it may be from somebody's file."""
+    line = " ".join(str(text).split())
+    return "".join(c if c.isprintable() else "?" for c in line)
 
 
 @contextlib.contextmanager
