@@ -52,8 +52,8 @@ def vae(
     Example:
       >>> x = np.array([[1.7, 3.0], [1.6, 0.0], [1.8, 1.0]])
       >>> model = vae(x, ["height", "visits"], hidden=(8,), standardize=True, seed=0)
-      >>> model.decoder.layers[-1].columns
-      {'height': <Normal...>, 'visits': <NegativeBinomial...>}
+      >>> [type(block).__name__ for block in model.decoder.layers[-1].columns.values()]
+      ['Normal', 'NegativeBinomial']
     """
     columns = None if columns is None else tuple(columns)
     shape, missing = x.shape[1:], x.dtype.kind == "f" and bool(np.isnan(x).any())
@@ -104,14 +104,17 @@ def original(vae: models.VAE, values: np.ndarray) -> np.ndarray:
     """Values as the likelihood has them, on the scale of the data that the model takes.
 
     Example:
-      >>> x = np.array([[100.0], [200.0]])
+      >>> x = np.array([[-100.0], [200.0]])
       >>> original(vae(x, hidden=(4,), standardize=True), np.array([[0.0], [1.0]]))
-      array([[150.], [200.]])
+      array([[ 50.],
+             [200.]])
     """
     layer = vae.preprocessing
     if isinstance(layer, keras.layers.Rescaling):
         return (values - np.asarray(layer.offset)) / np.asarray(layer.scale)
     if isinstance(layer, keras.layers.Normalization):
+        if not layer.built:
+            layer.build((None, *values.shape[1:]))
         mean, variance = (np.ravel(np.asarray(v, float)) for v in (layer.mean, layer.variance))
         return values * np.sqrt(variance) + mean
     return values

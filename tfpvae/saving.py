@@ -223,14 +223,7 @@ def load_model(path: Any, custom_objects: Mapping[str, Any] | None = None) -> An
       >>> bool((load_model(path).elbo(x, seed=1) == vae.elbo(x, seed=1)).all())
       True
     """
-    path = checks.path("path", path)
-    if not path.exists():
-        raise FileNotFoundError(errno.ENOENT, "no such model file", str(path))
-    if not path.is_file() or path.suffix != ".keras":
-        raise InvalidModelFile(
-            f"path: got {path}, {'a folder' if path.is_dir() else 'another name'}, wanted a file "
-            "that ends in .keras; keras.models.load_model reads other formats, if you trust them"
-        )
+    path = _checked_path(path)
     with _one_at_a_time:
         config, weights = _read(path)
         _Checker(path, custom_objects or {}).check(config)
@@ -267,9 +260,7 @@ def read_notes(path: Any) -> dict[str, Any]:
       >>> read_notes(path)
       {'columns': ['age', 'dose']}
     """
-    path = checks.path("path", path)
-    if not path.exists():
-        raise FileNotFoundError(errno.ENOENT, "no such model file", str(path))
+    path = _checked_path(path)
     try:
         with zipfile.ZipFile(path) as archive:
             _check_members(path, archive)
@@ -280,6 +271,19 @@ def read_notes(path: Any) -> dict[str, Any]:
         raise _damaged(path, error) from error
     notes = metadata.get("notes", {})
     return notes if isinstance(notes, dict) else {}
+
+
+def _checked_path(path: Any) -> pathlib.Path:
+    """The path of a model file; an error if there is none."""
+    path = checks.path("path", path)
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, "no such model file", str(path))
+    if not path.is_file() or path.suffix != ".keras":
+        raise InvalidModelFile(
+            f"path: got {path}, {'a folder' if path.is_dir() else 'another name'}, wanted a file "
+            "that ends in .keras; keras.models.load_model reads other formats, if you trust them"
+        )
+    return path
 
 
 class _Weights:

@@ -89,7 +89,7 @@ def listing(kind: str) -> str:
 
     Example:
       >>> print(listing("priors").splitlines()[0])
-      StandardNormal() - The standard normal prior.
+      StandardNormal() - The standard normal prior of the variational autoencoder.
     """
     lines = []
     for name, found in names(kind).items():
