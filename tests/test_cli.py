@@ -285,7 +285,10 @@ def test_diagnosis(folder, capsys):
     assert Path("d.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("suffix", ["csv", "parquet", "npy", "npz"])
+LONG_KINDS = [pytest.param(kind, marks=LONG) for kind in ("parquet", "npy", "npz")]
+
+
+@pytest.mark.parametrize("suffix", ["csv", *LONG_KINDS])
 def test_samples_are_the_models(folder, ran, suffix):
     ran("sample", folder / "model.keras", 30, "--output", f"s.{suffix}", "--seed", 4)
     found = commands.tables.read(f"s.{suffix}")
@@ -295,6 +298,7 @@ def test_samples_are_the_models(folder, ran, suffix):
     assert found.columns == (tuple("abcd") if suffix in ("csv", "parquet") else None)
 
 
+@LONG
 def test_pictures_of_a_table(folder, ran):
     words = ["plot", folder / "model.keras", folder / "kinds.csv", "--output", "f"]
     names = [f"f/{name}.png" for name in ("convergence", "latent", "marginals")]
@@ -321,6 +325,7 @@ def test_pictures_of_a_flow(folder, ran):
     )
 
 
+@LONG
 def test_export(folder, ran):
     ran("export", folder / "model.keras", "served", "--num-samples", 20)
     x = pd.read_csv(folder / "counts.csv").to_numpy()
@@ -539,6 +544,7 @@ def test_a_training_that_fails(folder, capsys):
     assert not Path("m.keras").exists()
 
 
+@LONG
 def test_warnings_are_lines(folder, capsys):
     words = "--output m.keras --epochs 1 --hidden 8 --quiet"
     words = [*words.split(), "--objective", "ELBO(kl_weight=0.5)"]
