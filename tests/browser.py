@@ -118,8 +118,12 @@ class Page:
         return found
 
     def complaints(self):
-        """What the browser's console has to say that is not information."""
-        return [entry for entry in self.driver.get_log("browser") if entry["level"] != "INFO"]
+        """The warnings and errors of the browser's console, but for advice on how to be faster."""
+        return [
+            entry
+            for entry in self.driver.get_log("browser")
+            if entry["level"] != "INFO" and entry["source"] != "rendering"
+        ]
 
 
 @contextlib.contextmanager

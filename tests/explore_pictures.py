@@ -5,12 +5,14 @@ folder has mnist.npz; it needs chromium and chromedriver, and takes a few minute
 """
 
 import argparse
+import io
 import pathlib
 import time
 
 import browser
 import numpy as np
 import tf_keras as keras
+from PIL import Image
 from sklearn.datasets import load_wine
 
 from tfpvae import VAE, datasets, explore, likelihoods, posteriors, priors
@@ -63,7 +65,7 @@ def main() -> None:
         vae.fit(x, epochs=epochs, batch_size=batch_size, verbose=2 if len(x) > 1000 else 0)
         title = "wine.keras" if name == "table" else f"mnist-{vae.prior.event_shape[0]}.keras"
         server = explore.serve(vae, shown, labels, 0, False, block=False, title=title)
-        with server, browser.opened(server.url, (1380, 900)) as page:
+        with server, browser.opened(server.url, (1375, 925)) as page:
             points = np.stack([page.data("points")[key] for key in ("x", "y")], axis=-1)
             wanted = np.array([-0.6, -1.3]) if name == "table" else np.array([0.8, -0.9])
             page.click("plane", *points[np.linalg.norm(points - wanted, axis=1).argmin()])
@@ -76,7 +78,8 @@ def main() -> None:
             if name == "plane":
                 page.drag("plane", (0, 0), (1.2, 0.5))
                 time.sleep(1)
-            page.driver.save_screenshot(str(options.output / f"explore_{name}.png"))
+            picture = Image.open(io.BytesIO(page.driver.get_screenshot_as_png())).convert("RGB")
+            picture.quantize(200).save(options.output / f"explore_{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -54,8 +54,6 @@ td, th { text-align: right; padding: 1px 6px; font-variant-numeric: tabular-nums
 th { position: sticky; top: 0; background: white; color: #4a4f5a; font-weight: 600; }
 .example { color: #b34700; } .drawing { color: #b0107f; }
 """
-_FOCUS = ":host(:focus-within) { outline: 2px solid #1f77b4; outline-offset: 2px; }"
-
 _EXAMPLE, _DRAWING, _INK, _GREY = "#d95f02", "#e7298a", "#1d2129", "#4a4f5a"
 _FONT = "system-ui, Roboto, Arial, sans-serif"
 _RIGHT = 510  # pixels of the cards on the right
@@ -145,7 +143,7 @@ class Page:
         if explorer.latent_size > 1:
             options = [(str(d), self._unit(d)) for d in map(int, explorer.order)]
             self.selects = [
-                Select(value=str(d), options=options, title=title, width=130, name=title)
+                Select(value=str(d), options=options, title=title, width=145, name=title)
                 for d, title in zip(self.axes, ("across", "up"), strict=True)
             ]
             for select in self.selects:
@@ -187,7 +185,6 @@ class Page:
             y_range=Range1d(0, 1),
             output_backend="canvas",
             name="plane",
-            stylesheets=[InlineStyleSheet(css=_FOCUS)],
         )
         _plain(plane)
         plane.toolbar.logo = None
