@@ -279,6 +279,7 @@ class Page:
                 padding=2,
                 spacing=1,
                 margin=4,
+                label_text_font=_FONT,
                 label_text_font_size="11px",
                 label_standoff=2,
                 glyph_width=14,
@@ -848,6 +849,7 @@ class _Columns:
         )
         what = "draw" if len(titles) == 3 else "x"
         self.figure.title.text = f"dot: mean, bar: 1 sd, cross: {what}"
+        self.figure.title.text_font = _FONT
         self.figure.title.text_font_size = "11px"
         self.figure.title.text_font_style = "normal"
 

@@ -2,14 +2,18 @@
 
 Each line is of a drag through the latent plane in a real browser, Chromium without a window, 60
 movements a second: from the time stamp of the event to the moment after the picture that answers it
-has been painted. `.venv/bin/python tests/benchmarks/explore.py` needs chromium and chromedriver.
+has been painted; and the processor time that server and browser take for a picture, which does not
+depend on what else the machine does. `.venv/bin/python tests/benchmarks/explore.py` needs Linux,
+chromium and chromedriver.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 import time
+from typing import NamedTuple
 
 import numpy as np
 import tf_keras as keras
@@ -69,8 +73,33 @@ MODELS = {
 }
 
 
-def measure(model: VAE, shape: tuple[int, ...], seconds: float) -> tuple[int, np.ndarray]:
-    """The number of events, and the milliseconds until each of the pictures."""
+class Found(NamedTuple):
+    """What a drag found.
+
+    Attributes:
+      asked: the number of events.
+      latencies: the milliseconds until each of the pictures was there.
+      server: the processor time of the server for a picture, in milliseconds.
+      browser: that of all processes of the browser.
+    """
+
+    asked: int
+    latencies: list[float]
+    server: float
+    browser: float
+
+
+def processor_time(pid: int) -> float:
+    """The seconds that a process and all that it started have computed."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    started = pathlib.Path(f"/proc/{pid}/task").glob("*/children")
+    children = {int(child) for path in started for child in path.read_text().split()}
+    return own + sum(map(processor_time, children))
+
+
+def measure(model: VAE, shape: tuple[int, ...], seconds: float) -> Found:
+    """Drag for so long."""
     model.build((None, *shape))
     x = np.random.default_rng(0).uniform(size=(2000, *shape)).astype("float32")
     with (
@@ -82,16 +111,20 @@ def measure(model: VAE, shape: tuple[int, ...], seconds: float) -> tuple[int, np
         low, high = page.position("plane", -2.5, -2.5), page.position("plane", 2.5, 2.5)
         centre, radius = (low + high) / 2, np.abs(high - low).min() / 2
         page.pointer("mousePressed", *centre)
+        pid = page.driver.service.process.pid
+        before = time.process_time(), processor_time(pid)
         start = time.monotonic()
         for k in range(round(seconds * RATE)):
             angle = 2 * np.pi * k / (2 * RATE)
             offset = radius * np.array([np.sin(angle), np.sin(1.7 * angle)])
             page.pointer("mouseMoved", *(centre + offset))
             time.sleep(max(0.0, start + (k + 1) / RATE - time.monotonic()))
+        after = time.process_time(), processor_time(pid)
         page.pointer("mouseReleased", *centre)
         time.sleep(1.0)
         asked, latencies = page.run("return [window.asked, window.latencies]")
-    return asked, np.array(latencies)
+    server, browser_time = (np.array(after) - before) * 1000 / len(latencies)
+    return Found(asked, latencies, server, browser_time)
 
 
 def main() -> None:
@@ -100,12 +133,13 @@ def main() -> None:
     parser.add_argument("--json", type=pathlib.Path, help="write the milliseconds to a file")
     options = parser.parse_args()
     found = {}
-    print(f"{'model':32s}{'events':>8s}{'pictures':>10s}{'median ms':>11s}{'95 % ms':>9s}")
+    heads = "model", "events", "pictures", "median ms", "95 % ms", "server ms", "browser ms"
+    print("{:32s}{:>8s}{:>10s}{:>11s}{:>9s}{:>11s}{:>12s}".format(*heads))
     for name, (make, shape) in MODELS.items():
-        asked, latencies = measure(make(), shape, options.seconds)
-        found[name] = latencies.tolist()
-        median, most = np.quantile(latencies, [0.5, 0.95])
-        print(f"{name:32s}{asked:8d}{len(latencies):10d}{median:11.1f}{most:9.1f}", flush=True)
+        found[name] = run = measure(make(), shape, options.seconds)
+        median, most = np.quantile(run.latencies, [0.5, 0.95])
+        times = f"{median:11.1f}{most:9.1f}{run.server:11.1f}{run.browser:12.1f}"
+        print(f"{name:32s}{run.asked:8d}{len(run.latencies):10d}{times}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(found))
 
