@@ -17,6 +17,7 @@ from bokeh.models import (
     Div,
     FactorRange,
     InlineStyleSheet,
+    Label,
     Legend,
     LegendItem,
     LinearColorMapper,
@@ -164,13 +165,11 @@ class Page:
             + (" The height means nothing." if line else "")
             + (" Dashed: the prior at 1 and 2 sd." if explorer.prior_normal is not None else "")
         )
-        self.position = _div("", width=_PLANE + 60)
         self.hint = _div(f"<p>{hint}</p>", width=_PLANE + 60)
         return _card(
             _div(f"<h2>Latent {'line' if line else 'plane'}</h2>"),
             row(*controls, spacing=6),
             self.plane,
-            self.position,
             self.hint,
         )
 
@@ -231,6 +230,22 @@ class Page:
                 marker="cross",
                 **over,
             )
+        # Text in a Div would be laid out anew, and the page with it.
+        self.position = Label(
+            x=6,
+            y=_PLANE - 6,
+            x_units="screen",
+            y_units="screen",
+            text="",
+            text_baseline="top",
+            text_font=_FONT,
+            text_font_size="12px",
+            text_color=_INK,
+            background_fill_color="white",
+            background_fill_alpha=0.85,
+            level="overlay",
+        )
+        plane.add_layout(self.position)
         plane.on_event(events.PanStart, self._on_drag)
         plane.on_event(events.Pan, self._on_drag)
         plane.on_event(events.Tap, self._on_tap)
@@ -530,7 +545,7 @@ class Page:
         x, y = self._projected(self.z)
         self.cursor.data = {"x": [x], "y": [y]}
         shown = ", ".join(f"{self._name(d)} = {_rounded(self.z[d])}" for d in self.axes)
-        self.position.text = f"<p><b>{shown}</b></p>"
+        self.position.text = shown
         self._quiet, quiet = True, self._quiet
         for d, slider in self.sliders.items():
             value = round(float(np.clip(self.z[d], slider.start, slider.end)), 2)
