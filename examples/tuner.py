@@ -37,11 +37,13 @@ def build(choice: Any, data_size: int, steps: int) -> VAE:
 class Search(keras_tuner.RandomSearch):
     """Random search for the model with the largest ELBO of held-out data."""
 
-    def run_trial(self, trial: Any, x: np.ndarray, held_out: np.ndarray, epochs: int) -> Any:
+    def run_trial(
+        self, trial: Any, x: np.ndarray, held_out: np.ndarray, epochs: int, verbose: Any
+    ) -> Any:
         """Train the model of a trial; KerasTuner keeps what this returns."""
         keras.utils.set_random_seed(0)
         vae = build(trial.hyperparameters, x.shape[1], epochs * -(-len(x) // 100))
-        vae.fit(x, epochs=epochs, batch_size=100, verbose=0)
+        vae.fit(x, epochs=epochs, batch_size=100, verbose=verbose)
         return {"val_elbo": float(vae.elbo(held_out, num_samples=20, seed=0, verbose=0).mean())}
 
 
