@@ -784,6 +784,7 @@ def cases():
         "resuming.Resume": {"folder": "no/such/folder", "min_seconds": 1.0},
         "estimators.BayesianClassifier": {"prior_scale": 1.0, "steps": 5},
         "estimators.BayesianRegressor": {"likelihood": "Normal", "steps": 5},
+        "estimators.VariationalAutoencoder": {"latent_size": 2, "steps": 5},
         "datasets.load": {"name": "digits", "scale": True, "flatten": True},
         # latent space
         "latent_space.interpolate": {"z0": Z, "z1": Z[::-1].copy(), "num": 3, "path": "line"},
