@@ -27,6 +27,8 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_ext", "_static"]
 
+smartquotes = False  # Options start with two hyphens.
+
 html_theme = "furo"
 html_title = f"tfpvae {release}"
 html_static_path = ["_static"]
@@ -56,3 +58,4 @@ nb_execution_raise_on_error = True
 nb_execution_excludepatterns = ["gallery/*"]  # Those are run already.
 nb_execution_timeout = 300
 nb_merge_streams = True
+nb_output_stderr = "remove"  # TensorFlow logs there.

@@ -11,10 +11,10 @@ import os
 import pathlib
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from typing import Any
 
 import nbclient
@@ -43,25 +43,32 @@ def docstring(name: str) -> str:
     return found[1].strip()
 
 
-def title(name: str) -> str:
+def sentence(name: str) -> str:
     """The first sentence of its docstring."""
     first = docstring(name).split("\n\n")[0]
     return re.sub(r"\s+", " ", re.split(r"\.\s", first + " ")[0])
 
 
+def title(name: str) -> str:
+    """The first clause of its docstring."""
+    return re.split(r"[:,] ", sentence(name))[0]
+
+
 def notebook(name: str) -> Any:
     """The notebook of an example, not yet run."""
     source = (EXAMPLES / f"{name}.py").read_text()
-    arguments = TABLE[name]["arguments"]
+    arguments, figures = TABLE[name]["arguments"], TABLE[name]["figures"]
     wanted = [*arguments, "--output", "output"] if '"--output"' in source else arguments
     files = [name]
     if re.search(r"^import common$", source, re.MULTILINE):
         wanted = [*arguments, "--output", "output"]
         files = ["common", name]
     v4 = nbformat.v4
-    _, _, rest = docstring(name).partition("\n\n")
-    rest = rest.strip().removeprefix(f"python examples/{name}.py").strip()
-    cells = [v4.new_markdown_cell(f"# {title(name)}\n\n{rest}\n\n{links(name)}")]
+    text = re.sub(rf"\n\n *python examples/{name}.py\n", "\n", docstring(name))
+    parts = [f"# {title(name)}", text, *(f"![{figure}](../figures/{figure})" for figure in figures)]
+    if figures:
+        parts.append("The figures are of full runs. What follows is a small one.")
+    cells = [v4.new_markdown_cell("\n\n".join([*parts, links(name)]))]
     for file in files:
         code = (EXAMPLES / f"{file}.py").read_text()
         cell = v4.new_code_cell(f"%%writefile {file}.py\n{code}")
@@ -71,9 +78,6 @@ def notebook(name: str) -> Any:
     show = v4.new_code_cell(SHOW.strip())
     show.metadata["tags"] = ["remove-input"]
     cells.append(show)
-    if figures := TABLE[name]["figures"]:
-        pictures = "\n".join(f"![{figure}](../figures/{figure})" for figure in figures)
-        cells.append(v4.new_markdown_cell(f"## Of a full run\n\n{pictures}"))
     made = v4.new_notebook(cells=cells)
     for index, cell in enumerate(made.cells):
         cell["id"] = str(index)
@@ -91,10 +95,7 @@ def links(name: str) -> str:
             heading = re.search(r"^# (.*)", text, re.MULTILINE)
             found.append(f"[{heading[1] if heading else path.stem}](../{path.name})")
     read = f" More: {', '.join(found)}." if found else ""
-    return (
-        f"Here it is small, to take seconds. In full: `python examples/{name}.py`, with `--help` "
-        f"for its options.{read}"
-    )
+    return f"To run it in full: `python examples/{name}.py`; `--help` names its options.{read}"
 
 
 def settled(text: str) -> str:
@@ -136,38 +137,60 @@ def _tidy(outputs: list[Any]) -> list[Any]:
     return [nbformat.v4.new_output("stream", text=text), *rest] if text.strip() else rest
 
 
+def code_cells(made: Any) -> list[Any]:
+    """The cells that are run."""
+    return [cell for cell in made.cells if cell.cell_type == "code"]
+
+
+def library() -> str:
+    """A hash of the library and of what it rests on."""
+    parts = [path.read_text() for path in sorted((ROOT / "tfpvae").glob("*.py"))]
+    parts += [version(package) for package in ("tensorflow", "tensorflow-probability")]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
 def content(made: Any) -> str:
     """A hash of what the outputs of a notebook depend on."""
-    parts = [nbformat.writes(made).encode(), pathlib.Path(__file__).read_bytes()]
-    parts += [path.read_bytes() for path in sorted((ROOT / "tfpvae").glob("*.py"))]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+    parts = [*(cell.source for cell in code_cells(made)), library()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def reuse(made: Any, path: pathlib.Path) -> bool:
+    """Take the outputs from the notebook that is there, if it ran the same."""
+    if not path.exists():
+        return False
+    old = nbformat.read(path, as_version=4)
+    if old.metadata.get("hash") != made.metadata["hash"]:
+        return False
+    for cell, known in zip(code_cells(made), code_cells(old), strict=True):
+        cell.outputs, cell.execution_count = known.outputs, known.execution_count
+    if made != old:
+        nbformat.write(made, path)
+    return True
 
 
 async def run_all(folder: pathlib.Path, workers: int) -> list[str]:
     """Run what has no notebook that is up to date; returns the names of what failed."""
     slots, failed, left = asyncio.Semaphore(workers), [], []
 
-    async def one(name: str, made: Any, of: str) -> None:
+    async def one(name: str, made: Any) -> None:
         async with slots:
             try:
                 await run(name, made)
+                nbformat.write(made, folder / f"{name}.ipynb")
             except nbclient.exceptions.CellExecutionError as error:
                 failed.append(name)
                 LOGGER.warning("examples/%s.py failed: %s", name, error)
-            made.metadata["hash"] = of
-            if name not in failed:
-                nbformat.write(made, folder / f"{name}.ipynb")
             left.remove(name)
             LOGGER.info("example %s is done, %d left", name, len(left))
 
     tasks = []
     for name in sorted(TABLE):
-        made, path = notebook(name), folder / f"{name}.ipynb"
-        of = content(made)
-        if path.exists() and json.loads(path.read_text())["metadata"].get("hash") == of:
-            continue
-        left.append(name)
-        tasks.append(one(name, made, of))
+        made = notebook(name)
+        made.metadata["hash"] = content(made)
+        if not reuse(made, folder / f"{name}.ipynb"):
+            left.append(name)
+            tasks.append(one(name, made))
     await asyncio.gather(*tasks)
     return failed
 
@@ -179,7 +202,7 @@ def grid(folder: pathlib.Path) -> str:
         made = nbformat.read(folder / f"{name}.ipynb", as_version=4)
         cards.append(
             f'<a class="card" href="gallery/{name}.html">{_face(name, made)}'
-            f"<span>{html.escape(title(name))}</span></a>"
+            f"<span>{html.escape(sentence(name))}</span></a>"
         )
     return '<div class="gallery">\n' + "\n".join(cards) + "\n</div>"
 
@@ -188,13 +211,11 @@ def _face(name: str, made: Any) -> str:
     """A picture of an example, or what it printed."""
     if figures := TABLE[name]["figures"]:
         return f'<img src="_images/{figures[0]}" alt="">'
-    text = ""
-    for cell in made.cells:
-        for output in cell.get("outputs", []):
-            if "image/png" in output.get("data", {}):
-                return f'<img src="data:image/png;base64,{output.data["image/png"]}" alt="">'
-            text += output.get("text", "")
-    return f"<pre>{html.escape(text[-1200:].strip())}</pre>"
+    *_, ran, shown = code_cells(made)
+    if pictures := [output.data["image/png"] for output in shown.outputs]:
+        return f'<img src="data:image/png;base64,{pictures[-1]}" alt="">'
+    text = "".join(output.get("text", "") for output in ran.outputs)
+    return f"<pre>{html.escape(text[:1200].strip())}</pre>"
 
 
 def begin(app: Any) -> None:
@@ -230,15 +251,19 @@ def notebook_of(app: Any, page: str) -> pathlib.Path:
 
 
 def finish(app: Any, error: Any) -> None:
-    """Put the notebooks beside their pages."""
-    if error is None:
-        for page in app.env.found_docs:
-            if (path := notebook_of(app, page)).exists():
-                shutil.copy(path, pathlib.Path(app.outdir) / f"{page}.ipynb")
+    """Put the notebooks beside their pages, without what TensorFlow logged."""
+    for page in app.env.found_docs if error is None else ():
+        if (path := notebook_of(app, page)).exists():
+            made = nbformat.read(path, as_version=4)
+            for cell in code_cells(made):
+                cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
+            nbformat.write(made, pathlib.Path(app.outdir) / f"{page}.ipynb")
 
 
 def setup(app: Any) -> dict[str, Any]:
-    """Connect it."""
+    """Connect it, and keep what MyST-NB runs as long as the library stays the same."""
+    cache = pathlib.Path(app.outdir).parent / ".jupyter_cache" / library()
+    app.config.nb_execution_cache_path = str(cache)
     app.connect("builder-inited", begin)
     app.connect("source-read", replace_grid)
     app.connect("html-page-context", download)
