@@ -1,5 +1,6 @@
 """The site before it is built: every page has its place, and every public name."""
 
+import asyncio
 import importlib.util
 import json
 import re
@@ -118,3 +119,20 @@ def test_dead_links_are_found(extension, tmp_path):
     (tmp_path / "c.png").touch()
     (tmp_path / "a.html").write_text('<a href="b.html#nowhere">b</a>')
     assert links.dead(tmp_path) == ["a.html: b.html#nowhere"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ending", ["1 / 0", "raise SystemExit('a hint')"])
+def test_an_example_that_fails_is_found(extension, ending):
+    """Although %run, which runs it, only shows what went wrong."""
+    pytest.importorskip("nbclient", reason="pip install '.[docs]'")
+    gallery = extension("gallery")
+
+    def run(code):
+        cell = gallery.nbformat.v4.new_code_cell
+        cells = [cell(f"%%writefile script.py\n{code}"), cell("%run script.py")]
+        return asyncio.run(gallery.run("script", gallery.nbformat.v4.new_notebook(cells=cells)))
+
+    assert run("print(2)").cells[1].outputs[0].text == "2\n"
+    with pytest.raises(RuntimeError, match="ZeroDivisionError|a hint"):
+        run(f"print(2)\n{ending}")

@@ -122,6 +122,9 @@ async def run(name: str, made: Any) -> Any:
             made, timeout=900, resources={"metadata": {"path": folder}}, kernel_name="python3"
         )
         await client.async_execute(env=environment, cwd=folder, stderr=subprocess.DEVNULL)
+    for output in (output for cell in code_cells(made) for output in cell.outputs):
+        if output.output_type == "error":  # of %run, which shows what a script raises and goes on
+            raise RuntimeError(f"{output.ename}: {output.evalue}")
     for cell in made.cells:
         if cell.cell_type == "code":
             cell.outputs = _tidy(cell.outputs)
@@ -178,7 +181,7 @@ async def run_all(folder: pathlib.Path, workers: int) -> list[str]:
             try:
                 await run(name, made)
                 nbformat.write(made, folder / f"{name}.ipynb")
-            except nbclient.exceptions.CellExecutionError as error:
+            except (nbclient.exceptions.CellExecutionError, RuntimeError) as error:
                 failed.append(name)
                 LOGGER.warning("examples/%s.py failed: %s", name, error)
             left.remove(name)
