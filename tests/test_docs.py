@@ -134,5 +134,5 @@ def test_an_example_that_fails_is_found(extension, ending):
         return asyncio.run(gallery.run("script", gallery.nbformat.v4.new_notebook(cells=cells)))
 
     assert run("print(2)").cells[1].outputs[0].text == "2\n"
-    with pytest.raises(RuntimeError, match="ZeroDivisionError|a hint"):
+    with pytest.raises(RuntimeError, match=r"ZeroDivisionError|a hint"):
         run(f"print(2)\n{ending}")

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from docutils import nodes
-from docutils.utils.math import MathError, latex2mathml
+from docutils.utils.math import latex2mathml
 from sphinx.util import logging
 
 LOGGER = logging.getLogger(__name__)
@@ -28,8 +28,8 @@ def check(app: Any, doctree: Any) -> None:
         for pattern, known in UNKNOWN:
             latex = re.sub(pattern, known, latex)
         try:
-            latex2mathml.tex2mathml(latex, as_block=isinstance(node, nodes.math_block))
-        except MathError as error:
+            latex2mathml.tex2mathml(latex)
+        except (SyntaxError, ValueError) as error:  # The first one before docutils 0.22.
             LOGGER.warning("equation %r: %s", node.astext(), error, location=node)
 
 
