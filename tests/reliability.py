@@ -259,7 +259,13 @@ def tries(case, shared, num, seed=0):
     def attempt(spoilt):
         found.append(hostile.tried(shared, case, spoilt))
 
-    attempt()
+    here = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:  # Some calls write a file under any name.
+        os.chdir(folder)
+        try:
+            attempt()
+        finally:
+            os.chdir(here)
     return found
 
 
