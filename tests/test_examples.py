@@ -434,7 +434,7 @@ def test_ours_reads_one_where_stock_layers_are_wrong():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of KerasTuner itself
 def test_tuner_example(run, tmp_path, capsys):
     pytest.importorskip("keras_tuner")
-    run("tuner", "--trials", 2, "--epochs", 2, "--output", tmp_path)
+    run("tuner", *SMALL["tuner"]["arguments"], "--output", tmp_path)
     printed = capsys.readouterr().out
     row = r"^ *(\d+) +(\d+) +(0\.\d+) +(-[\d.]+)$"
     scores = [float(score) for *_, score in re.findall(row, printed, re.MULTILINE)]
