@@ -139,6 +139,7 @@ def test_an_implicit_prior(rng):
         prior.repeated(3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "float64"])
 def test_draws_are_in_full_precision(policy):
     keras.mixed_precision.set_global_policy(policy)

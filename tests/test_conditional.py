@@ -356,6 +356,7 @@ def test_training_finds_the_model(case):
 # z of finitely many states.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("conditional_prior", [False, True])
 def test_classes_as_codes_are_summed_over(conditional_prior):
     """log p(x|y) = log sum_z p(z|y) p(x|z, y), by enumeration, and the exact ELBO."""
@@ -438,6 +439,7 @@ def test_diagnosis(case):
     np.testing.assert_allclose(found.prior_z.mean(axis=0), wanted, atol=0.05)
 
 
+@pytest.mark.long
 def test_the_use_of_the_units_is_logged(labels):
     monitor = diagnostics.LatentMonitor(labels.data)
     history = labels.cvae.fit(*labels.data, epochs=1, verbose=0, callbacks=[monitor]).history

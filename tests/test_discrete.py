@@ -388,6 +388,7 @@ def training_elbo(model, objective, num=30):
     return values.mean(), values.std() / np.sqrt(num)
 
 
+@pytest.mark.long
 @both
 def test_what_training_reports(model):
     """Straight through the ELBO; relaxed draws report the ELBO of what the decoder saw."""
@@ -801,6 +802,7 @@ def test_configs_are_json():
         assert ELBO.from_config(config).get_config() == objective.get_config()
 
 
+@pytest.mark.long
 def test_metrics_see_the_draw_that_the_block_passes_on():
     """Not the plain mean over all states."""
     x = data(64)

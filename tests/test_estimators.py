@@ -207,6 +207,7 @@ def test_pickled_and_back_is_the_same_and_knows_its_names():
     assert pickle.loads(pickle.dumps(BayesianClassifier(steps=7))).steps == 7
 
 
+@pytest.mark.long
 def test_in_a_pipeline_with_cross_validation():
     x, y = binary(200)
     pipeline = make_pipeline(StandardScaler(), BayesianClassifier(steps=50, random_state=0))

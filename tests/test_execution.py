@@ -254,6 +254,7 @@ def test_losses_by_xla_are_those_of_keras(data, chunks):
     assert all(chunk.xla for chunk in chunks)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("data", ["validation split", "dataset of unknown size"])
 def test_losses_where_xla_pays_are_those_of_keras(data, chunks, xla_pays):
     vae = model("auto")
@@ -300,6 +301,7 @@ def test_every_objective_has_a_case():
     assert classes == {type(make()) for make, _ in OBJECTIVES.values()}
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:fit ended with kl_weight")
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_losses_of_objectives_are_those_of_keras(objective):
@@ -593,6 +595,7 @@ def test_checkpoints_are_as_many_as_in_keras(tmp_path):
     assert names("plain") == wanted
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("update_freq", ["epoch", "batch", 4])
 def test_tensorboard_gets_as_many_points_as_in_keras(update_freq, tmp_path, monkeypatch, capsys):
     def points(way):
@@ -704,6 +707,7 @@ def assert_same_results(results, wanted):
         np.testing.assert_allclose(result, other, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_the_model_can_be_used_before_and_after_training():
     def results(way):
         vae, results = model(way), []
@@ -716,6 +720,7 @@ def test_the_model_can_be_used_before_and_after_training():
     assert_same_results(results("plain"), results("keras"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("use", USES)
 def test_callbacks_can_use_the_model(use):
     def run(way):
@@ -762,6 +767,7 @@ def test_models_that_are_not_compiled_say_so(method):
         getattr(vae, method)(X)
 
 
+@pytest.mark.long
 def test_fits_follow_each_other():
     def logs(way):
         vae = model(way)
@@ -896,6 +902,7 @@ UNFIT = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("network", UNFIT)
 def test_some_networks_stay_without_xla(network, xla_pays, caplog, chunks):
     make, reason = UNFIT[network]

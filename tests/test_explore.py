@@ -155,6 +155,7 @@ def test_codes_are_means_and_units_are_sorted_by_kl(explorer, x):
     )
 
 
+@pytest.mark.long
 def test_full_covariance_and_flows(x):
     block = posteriors.FullRankNormal(3)
     explorer = explore.Explorer(vae(posterior=block), x)
@@ -439,6 +440,7 @@ def test_pixels_are_upright_and_in_the_scale():
     np.testing.assert_array_equal(pixels.ravel(), [51, 102, 153, 255])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("latent_size", "labels"),
     [(1, None), (1, "names"), (2, "numbers"), (2, "many"), (5, "names")],

@@ -241,6 +241,7 @@ def test_nonlinear_gaussian_belief_network_by_quadrature():
     assert_evidence(vae, x, special.logsumexp(log_weight + log_likelihood, axis=1))
 
 
+@pytest.mark.long
 def test_two_layers_of_a_nonlinear_gaussian_belief_network_by_quadrature():
     vae = family.nonlinear_gaussian_belief_network(3, (1, 1), hidden_units=4, seed=0)
     lower = randomize(vae.decoder, scale=0.6)
@@ -357,6 +358,7 @@ def data(name):
     return np.tile(BITS, (2, 1)) if "sigmoid" in name or "logistic" in name else X[:32, :4]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MEMBERS)
 def test_members_train_and_are_saved(name, tmp_path):
     vae, x = MEMBERS[name](seed=0), data(name)

@@ -589,6 +589,7 @@ def optimized(concrete):
     return [node.op for node in tf_optimizer.OptimizeGraph(config, meta).node]
 
 
+@pytest.mark.long
 def test_same_seed_same_training():
     losses = []
     for _ in range(2):
@@ -630,6 +631,7 @@ def test_local_posterior_of_a_flow():
     assert (wider.elbo < plain.log_marginal_likelihood + 0.05).all()
 
 
+@pytest.mark.long
 def test_local_vae():
     decoder = keras.Sequential([keras.layers.Dense(4), likelihoods.Bernoulli(4)])
     posterior = posteriors.Flow(2, flows.Planar(2))

@@ -165,6 +165,7 @@ def test_conditional_and_local_models_know_their_columns():
     assert local.feature_names == ["age", "dose", "weight"]
 
 
+@pytest.mark.long
 def test_regressions_know_their_columns(tmp_path):
     y = pd.Series(X[:, 0] + 0.1 * RNG.normal(size=40))
     model = BayesianRegression(likelihoods.Normal(), seed=0)

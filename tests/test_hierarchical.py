@@ -746,6 +746,7 @@ def test_xla(inference, linear, x):
     assert history["loss"][0] == pytest.approx(wanted, rel=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("policy", "dtype"), [("mixed_bfloat16", "float32"), ("float64",) * 2])
 def test_densities_are_in_full_precision(policy, dtype, x):
     keras.mixed_precision.set_global_policy(policy)

@@ -713,6 +713,7 @@ def vae_of(layer, num_samples=None, run_eagerly=False):
 COMPILED = ["MixtureOf", "Masked Columns"]  # For the files of the others see test_layers.py.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in COMPOSITES if name not in COMPILED])
 def test_a_vae_takes_steps_with_it(name, rng):
     layer = COMPOSITES[name]()
@@ -731,6 +732,7 @@ def test_a_vae_takes_steps_with_it(name, rng):
     assert np.isfinite(prediction).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", COMPILED)
 def test_a_vae_trains_with_it_and_survives_a_file(name, rng, tmp_path):
     layer = COMPOSITES[name]()

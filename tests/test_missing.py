@@ -249,6 +249,7 @@ LIKELIHOODS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_losses_are_finite(name, x):
     vae = build(LIKELIHOODS[name]())
@@ -272,6 +273,7 @@ def test_the_fast_path_takes_xla_of_its_own_choice(x, monkeypatch):
     assert np.isfinite(history["loss"]).all()
 
 
+@pytest.mark.long
 def test_all_methods_take_missing_values(vae, x):
     vae.fit(x, epochs=1, verbose=0)
     for result, shape in [
@@ -315,6 +317,7 @@ STREAMS = {
 FIRST_SEEN = ("dataset with weights", "generator")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", STREAMS)
 def test_the_same_data_in_any_form_give_the_same_loss(kind, x, restart):
     wanted = restart().fit(x=x, batch_size=10, shuffle=False, verbose=0).history
@@ -431,6 +434,7 @@ def test_draws_of_classes(rng):
     np.testing.assert_array_equal(draws[:, 1:], np.broadcast_to(x[1:], (200, 9, D)))
 
 
+@pytest.mark.long
 def test_tables_of_several_kinds(rng):
     """A Masked table, and one of which a single column may have gaps."""
     table = np.stack([rng.normal(size=20), rng.integers(0, 3, 20)], axis=1).astype("float32")

@@ -405,6 +405,7 @@ def small():
     return stepped(X, Y, [*"aabbcc"])
 
 
+@pytest.mark.long
 def test_names_and_summary(capsys):
     model = small()
     assert model.coefficient_names == ["x0", "intercept", "group scale of intercept (log)"]

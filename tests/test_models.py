@@ -267,6 +267,7 @@ def losses_of_array(restart):
 FIRST_SEEN = ("array", "dataset with weights", "generator of pairs", "sequence")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", DATA)
 def test_the_same_data_in_any_form_give_the_same_loss(kind, x, restart, losses_of_array):
     if kind in FIRST_SEEN:
@@ -292,6 +293,7 @@ VALIDATION = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", VALIDATION)
 def test_validation_data_in_any_form(kind, vae, x):
     val_loss = vae.fit(x, validation_data=VALIDATION[kind](x), verbose=0).history["val_loss"][0]
@@ -484,6 +486,7 @@ def test_likelihood_of_several_draws_is_that_of_each(x):
         np.testing.assert_allclose(together[s], vae.likelihood(z[s]).log_prob(x), rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_samples", [None, 10])
 def test_convolutional_networks_with_several_draws(num_samples):
     shape, images = (8, 8, 1), np.random.default_rng(0).random((20, 8, 8, 1)).astype("float32")

@@ -269,6 +269,7 @@ def test_the_bits_that_are_scored_are_those_that_were_encoded(jit_compile):
     assert repeated == history
 
 
+@pytest.mark.long
 def test_evaluation_repeats_its_bits():
     grey = np.full((32, 3), 0.5, "float32")
     vae = identity_vae()

@@ -627,6 +627,7 @@ ALL = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ALL)
 def test_history_reports_the_elbo_and_the_file_keeps_the_objective(name, x, tmp_path):
     objective = ALL[name]()

@@ -420,6 +420,7 @@ OBJECTIVES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_trains_every_prior(objective, x):
     data = tf.constant(x)

@@ -392,6 +392,7 @@ def test_other_likelihoods_have_the_exact_posterior_moments(name):
     np.testing.assert_allclose(q.stddev() / sd, 1, atol=0.1)
 
 
+@pytest.mark.long
 def test_what_does_not_depend_on_x_is_reported_as_the_likelihood_takes_it():
     model = model_of("student_t")
     assert model.coefficient_names == ["x0", "x1", "intercept", "scale (unconstrained)"]
@@ -416,6 +417,7 @@ PREDICTIONS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PREDICTIONS)
 def test_what_predict_returns(name):
     """The mean of each of two groups, or the class."""
@@ -433,6 +435,7 @@ def test_what_predict_returns(name):
     np.testing.assert_allclose(model.predict([[0.0], [1.0]]), expected, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.long
 def test_two_parameters_that_depend_on_x(rng):
     """Noise that grows with x: a second predictor for the scale."""
     x = rng.normal(size=(2000, 1))
@@ -569,6 +572,7 @@ def test_at_least_so_many_steps(steps, linear_data):
     assert steps <= int(model.optimizer.iterations) < steps + 10
 
 
+@pytest.mark.long
 def test_keras_own_loop_takes_as_many_steps(linear_data):
     model = BayesianRegression(likelihoods.Normal(scale=0.5), seed=0)
     model.compile(keras.optimizers.Adam(), run_eagerly=True)
@@ -587,6 +591,7 @@ def test_a_seed_repeats_bit_for_bit(linear_data):
     assert not np.array_equal(runs[0], runs[2])
 
 
+@pytest.mark.long
 def test_a_second_fit_goes_on(linear_data):
     model = BayesianRegression(likelihoods.Normal(scale=0.5), seed=0)
     first = model.fit(*linear_data, steps=300, verbose=0).history["loss"]

@@ -122,7 +122,7 @@ RUNS = {
     "semi-supervised": (semi_supervised, ARRAYS | FEW),
     "loss scaling": (loss_scaled, ARRAYS),
 }
-QUICK = ("plain", "schedules", "semi-supervised")
+QUICK = ("plain",)
 
 
 def state(model):

@@ -209,6 +209,7 @@ def test_class_probabilities_of_the_model_owe_nothing_to_the_classifier(mixture,
     np.testing.assert_allclose(pieces, mixture.class_probs[:2], atol=2e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("weighted", [False, True])
 def test_logs_are_the_stated_objective(weighted, mixture, log_q, rng):
     x, labels, loc = mixture.x, mixture.labels, 0.3
@@ -288,6 +289,7 @@ def test_all_labels_give_the_supervised_bound(mixture):
     assert logs["kl"] == pytest.approx(supervised["kl"] + np.log(K), rel=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["programs", "keras"])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
 def test_repeating_labelled_rows_leaves_the_loss_what_it_is(share, way, mixture):
@@ -331,6 +333,7 @@ def test_labelled_rows_are_repeated_alike(mixture):
     assert semi_supervised._balanced(data, known.mean()) is data
 
 
+@pytest.mark.long
 def test_class_prior_is_learned(rng):
     """Of labelled examples its best shares are theirs."""
     model = build(class_prior=priors.OneHotCategorical(K))
@@ -397,6 +400,7 @@ def test_every_loop_gives_the_same_numbers(way, bits, labels):
         assert found[name] == pytest.approx(wanted[name], rel=1e-4), name
 
 
+@pytest.mark.long
 def test_the_same_seed_repeats_and_a_saved_model_goes_on(bits, labels, tmp_path):
     def run():
         keras.utils.set_random_seed(0)
@@ -459,6 +463,7 @@ def test_labels_that_are_none_in_the_middle_of_a_stream_do_not_train_unseen(smal
         assert np.isnan(small.evaluate(stream, verbose=0)[0])
 
 
+@pytest.mark.long
 def test_validation_split_comes_first(small, bits, labels):
     history = small.fit(
         bits, labels, batch_size=8, validation_split=0.25, labelled_share=0.6, verbose=0

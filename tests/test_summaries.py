@@ -125,6 +125,7 @@ def test_keeps_the_fast_path(tmp_path):
     assert not training._wants_each_batch([LatentSummaries(tmp_path, X)])
 
 
+@pytest.mark.long
 def test_a_resumed_run_goes_on(run, tmp_path):
     options = {"batch_size": 50, "verbose": 0, "resume": str(tmp_path / "state")}
     for epochs in (2, 4):

@@ -110,6 +110,7 @@ def test_bad_validation_data(case, x):
     assert steps_taken(vae) == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("likelihood", "values", "match"),
     [
