@@ -323,6 +323,7 @@ def test_what_needs_no_density_works(trained):
     assert np.isfinite(trained.evaluate(x, verbose=0)).all()
 
 
+@pytest.mark.long
 def test_annealing_from_the_prior_finds_the_evidence(trained):
     """Against quadrature over the two dimensions of z."""
     x = rows(5)

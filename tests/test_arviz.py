@@ -171,6 +171,7 @@ def test_several_parameters_that_depend_on_x():
     np.testing.assert_allclose(found.log_likelihood["y"].values[0], expected, atol=1e-3)
 
 
+@pytest.mark.long
 def test_cutpoints_and_no_data():
     rng = np.random.default_rng(4)
     x = rng.normal(size=(100, 1))

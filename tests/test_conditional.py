@@ -549,12 +549,13 @@ def shared(way, num_classes):
     return cvae, cvae.get_weights()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("data", "y"),
     [
-        pytest.param("arrays", LABELS, id="arrays", marks=pytest.mark.long),
-        pytest.param("weights", LABELS, id="weights", marks=pytest.mark.long),
-        pytest.param("dataset", VECTORS, id="dataset", marks=pytest.mark.long),
+        pytest.param("arrays", LABELS, id="arrays"),
+        pytest.param("weights", LABELS, id="weights"),
+        pytest.param("dataset", VECTORS, id="dataset"),
         pytest.param("weighted dataset", LABELS, id="weighted dataset"),
     ],
 )
@@ -670,7 +671,7 @@ def test_images_as_conditions():
     ("num_classes", "network"),
     [
         (C, True),
-        (None, False),
+        pytest.param(None, False, marks=pytest.mark.long),
         pytest.param(C, False, marks=pytest.mark.long),
         pytest.param(None, True, marks=pytest.mark.long),
     ],
@@ -750,6 +751,7 @@ def test_x_alone_is_refused(method, small):
         small.likelihood(np.zeros((3, K)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("wrong", [C, -1, 0.5])
 def test_labels_that_are_none_in_the_middle_of_a_stream_do_not_train_unseen(wrong):
     y = LABELS.astype("float32")

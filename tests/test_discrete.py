@@ -403,6 +403,7 @@ def test_what_training_reports(model):
         assert abs(found - relaxed_elbo(model.weights, 0.6, 0.8)) < 4 * error
 
 
+@pytest.mark.long
 @both
 def test_evaluation_is_of_the_discrete_model(model):
     """Whatever the relaxation in training."""

@@ -300,6 +300,7 @@ def autoencoder():
     return VariationalAutoencoder(hidden=(8,), steps=600, random_state=0).fit(spread())
 
 
+@pytest.mark.long
 def test_scores_are_log_densities_in_units_of_x():
     """Their exponentials add up to one, and they are what quadrature over z says."""
     x = 100.0 + 20.0 * np.random.default_rng(0).gamma(2.0, size=(300, 1))

@@ -204,6 +204,7 @@ def test_conditional_example(run, tmp_path, capsys):
     assert float(re.search(r"is right: ([\d.]+)%", printed)[1]) > 60
 
 
+@pytest.mark.long
 def test_imputing_example(run, tmp_path, capsys):
     run("impute", *SMALL["impute"], "--output", tmp_path / "made")
     assert {path.name for path in (tmp_path / "made").iterdir()} == {"imputed.png", "model.keras"}

@@ -639,6 +639,7 @@ def fails(*args, **kwargs):
     raise RuntimeError("a callback's own")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "data"),
     [
@@ -800,6 +801,7 @@ def test_compile_takes_effect():
     assert not np.array_equal(vae.trainable_variables[0], weights)
 
 
+@pytest.mark.long
 def test_overridden_steps_and_the_like_run_in_keras_own_loop(calls):
     def history(cls=VAE, **kwargs):
         vae = build(cls, **kwargs)
@@ -1192,6 +1194,7 @@ def test_a_batch_that_is_larger_than_the_bound_runs_alone(chunks, monkeypatch):
 # Streams that end too soon.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("available", "steps", "epochs"), [(9, 4, 3), (8, 4, 3), (5, 8, 1), (5, 8, 2), (50, 40, 2)]
 )

@@ -266,6 +266,7 @@ def bernoulli(logits, x):
     return -softplus(-logits) @ x.T - softplus(logits) @ (1 - x).T
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sizes", [3, (3,), (3, 2), (2, 3, 2)], ids=str)
 def test_sigmoid_belief_network_by_summing_over_all_states(sizes):
     vae = family.sigmoid_belief_network(4, sizes, seed=0)
@@ -374,6 +375,7 @@ def test_members_train_and_are_saved(name, tmp_path):
     assert found[0] == found[1] != before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["factor_analysis", "sigmoid_belief_network, deep"])
 def test_untrained_models_are_saved(name, tmp_path):
     vae, x = MEMBERS[name](seed=0), data(name)

@@ -104,6 +104,7 @@ def test_what_failed_is_not_learned():
     assert vae.feature_names is None
 
 
+@pytest.mark.long
 def test_columns_of_the_likelihood_are_those_of_the_frame():
     columns = {"dose": likelihoods.Normal(), "age": likelihoods.StudentT(df=4.0)}
     for likelihood in (

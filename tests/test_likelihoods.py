@@ -774,6 +774,7 @@ def test_parameters_with_several_batch_axes(name, rng):
     assert rebatched.sample().shape == (3, 2, 3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["MixtureOf", "ZeroInflated", "Masked Columns"])
 def test_gradients_compiled_by_xla(name, rng):
     layer = COMPOSITES[name]()

@@ -184,6 +184,7 @@ def test_imputed_draws_follow_the_conditional_distribution(kind, factors):
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_draws", [None, 3000])
 def test_pieces_of_the_draws_are_put_together(num_draws, factors, monkeypatch):
     """Where memory holds but a tenth of the draws of z, the answer is that of all of them."""

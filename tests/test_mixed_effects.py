@@ -133,6 +133,7 @@ def test_groups_of_few_rows_are_pulled_to_the_mean():
     assert model.random_effects.groups == (*"abcde",)
 
 
+@pytest.mark.long
 def test_new_groups_from_their_rows(linear, exact, tmp_path):
     """The coefficients stay; the effects are exact given these, and so is what is predicted."""
     rng = np.random.default_rng(7)
@@ -525,6 +526,7 @@ def test_mistakes_are_named(name):
         make()
 
 
+@pytest.mark.long
 def test_one_group():
     with pytest.warns(UserWarning, match="groups: got one group"):
         stepped(X, Y, ["a"] * 6)

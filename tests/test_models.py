@@ -527,6 +527,7 @@ def test_the_mean_can_be_passed_on(mean_vae, x):
     assert logs["nll"] == pytest.approx(nll, rel=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float64"])
 def test_precision_policies(policy, x):
     keras.mixed_precision.set_global_policy(policy)

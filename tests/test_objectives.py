@@ -232,7 +232,13 @@ LOWER = {
 CASES = [(name, estimator) for name, case in LOWER.items() for estimator in case[2]]
 
 
-@pytest.mark.parametrize(("name", "estimator"), CASES)
+QUICK = {"ELBO", "IWAE"}
+
+
+@pytest.mark.parametrize(
+    ("name", "estimator"),
+    [pytest.param(*case, marks=[pytest.mark.long] * (case[0] not in QUICK)) for case in CASES],
+)
 def test_estimators_are_unbiased_for_the_bound_of_their_draws(name, estimator):
     make, bound, _ = LOWER[name]
     wanted = derivative(expected_bound(bound, 3))

@@ -117,7 +117,6 @@ QUICK = [
     ("mixed_bfloat16", "Normal"),
     ("mixed_float16", "DiscretizedLogistic"),
     ("float64", "StudentT, learned"),
-    ("mixed_float16", "posterior Flow"),
 ]
 
 

@@ -462,6 +462,7 @@ def elbo_of_line(x, kernel, bias, u):
     return integrate.trapezoid(np.exp(log_q) * (log_likelihood + log_p - log_q), z)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("estimator", ["reparameterized", "sticking_the_landing", "score_function"])
 def test_the_gradient_through_vamp_prior_is_unbiased(estimator):
     """Of encoder and pseudo-inputs, against differences of the ELBO by quadrature."""

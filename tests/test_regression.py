@@ -565,6 +565,7 @@ def test_epochs_are_passes_and_a_compiled_model_keeps_its_optimizer(linear_data)
     assert int(optimizer.iterations) == 9
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("steps", [1, 25])
 def test_at_least_so_many_steps(steps, linear_data):
     model = BayesianRegression(likelihoods.Normal(scale=0.5), seed=0)

@@ -201,6 +201,7 @@ def test_bounds_lie_below_by_the_divergences(mixture, spoilt, log_q):
         assert log_weights.mean() < wanted.mean() - 0.01  # Jensen's inequality
 
 
+@pytest.mark.long
 def test_class_probabilities_of_the_model_owe_nothing_to_the_classifier(mixture, spoilt):
     found = spoilt.predict_proba(mixture.x, num_samples=4000, seed=0)
     np.testing.assert_allclose(found, mixture.class_probs, atol=0.04)
@@ -484,6 +485,7 @@ def test_half_precision_keeps_the_loss_whole(bits, labels):
     assert model.predict_proba(bits).sum(axis=1) == pytest.approx(1.0, rel=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("objective", [objectives.IWAE(num_samples=3), objectives.ELBO(0.5)])
 def test_bounds_of_each_class_may_be_others(objective, bits, labels):
     model = build()

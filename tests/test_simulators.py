@@ -320,7 +320,13 @@ def test_same_seed_same_numbers(x):
 
 @pytest.mark.parametrize(
     "way",
-    ["eager", "keras", "bfloat16", "data", "stream", pytest.param("xla", marks=pytest.mark.long)],
+    [
+        "data",
+        *(
+            pytest.param(way, marks=pytest.mark.long)
+            for way in ("eager", "keras", "bfloat16", "stream", "xla")
+        ),
+    ],
 )
 def test_ways_of_training(way, x):
     if way == "bfloat16":

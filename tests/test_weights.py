@@ -144,6 +144,7 @@ def test_pre_activations_have_the_moments_of_the_weights(use_bias, rng):
     assert stats.kstest(standardized, "norm").pvalue > 1e-3
 
 
+@pytest.mark.long
 def test_one_draw_of_the_weights_is_one_function(rng):
     """Examples share the weights of `at_draw`: what they are multiplied to covaries."""
     layer = bayesian(1)
