@@ -1,6 +1,7 @@
 """The command line: what it does with files, what it passes on, and how it ends."""
 
 import ast
+import functools
 import json
 import os
 import pty
@@ -609,7 +610,9 @@ def start(*words, **kwargs):
 @LONG
 def test_a_real_ctrl_c(folder):
     words = f"train {folder}/counts.csv --hidden 8 --output a.keras --epochs 1000000 --resume state"
-    process = start(*words.split())
+    # Jobs of a shell in the background ignore Ctrl-C, and so do their children.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = start(*words.split(), preexec_fn=heed)
     deadline = time.monotonic() + 300
     while not {path.name for path in Path().glob("state/epoch-*")} - {"epoch-00000"}:
         assert process.poll() is None

@@ -260,6 +260,7 @@ def test_ctrl_c_leaves_a_model_that_works(tmp_path):
         import tf_keras as keras
         sys.path.insert(0, "tests")
         import test_guards
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Jobs of a shell ignore it.
         vae = test_guards.model()
         x = np.repeat(test_guards.X, 50, axis=0)
 
