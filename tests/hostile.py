@@ -903,6 +903,12 @@ def cases():
         "training.ProbabilisticModel.evaluate": Case(
             _of("vae", "evaluate"), DATA | {"batch_size": 4, "sample_weight": WEIGHTS} | QUIET
         ),
+        "training.ProbabilisticModel.train_on_batch": Case(
+            _of("vae", "train_on_batch"), DATA | {"sample_weight": WEIGHTS}, "vae", ("y",)
+        ),
+        "training.ProbabilisticModel.test_on_batch": Case(
+            _of("vae", "test_on_batch"), DATA | {"sample_weight": WEIGHTS}
+        ),
         "training.ProbabilisticModel.save": Case(
             _of("vae", "save"), {"filepath": "no/such/folder/model.keras"}, raises=(OSError,)
         ),
@@ -1216,8 +1222,9 @@ LEFT_OUT = {
     r"training\.(ProbabilisticModel|build|ProbabilisticModel\.(compile|predict))": (
         "the base of the models, which are here with their own"
     ),
-    r"training\.ProbabilisticModel\.(train_on_batch|predict_on_batch"
-    r"|test_on_batch)": ("for loops of one's own, which take a batch as it is, as in Keras"),
+    r"training\.ProbabilisticModel\.predict_on_batch": (
+        "for loops of one's own, which takes a batch as it is, as in Keras"
+    ),
     r"weights\.BayesianDense\.(posterior|kl)": "takes nothing from users",
     r"simulators\.SimulatorModel\.(posterior|latent_posterior)|.*to_arviz|.*VAE\.impute": (
         "the model here has none, and refuses whatever comes; those that have it have tests"

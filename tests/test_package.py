@@ -46,7 +46,7 @@ ALLOWED = {
     "execution": set(),
     "replicas": set(),
     "saving": {"checks", "serialization"},
-    "streams": {"checks", "inputs"},
+    "streams": {"checks", "inputs", "saving"},
     "guards": {"blocks", "execution", "noise"},
     "resuming": {"checks", "guards", "inputs", "replicas", "saving"},
     "training": {

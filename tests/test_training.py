@@ -1,5 +1,7 @@
 """The check of the data: nothing bad trains silently."""
 
+import itertools
+
 import keras as keras3
 import numpy as np
 import pytest
@@ -88,7 +90,10 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("method", ["fit", "evaluate", "elbo", "posterior", "predict"])
+METHODS = ("fit", "evaluate", "elbo", "posterior", "predict", "train_on_batch", "test_on_batch")
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("case", BAD)
 def test_bad_data(case, method, x):
     make, error, match = BAD[case]
@@ -166,6 +171,82 @@ STREAMS = {
     "generator": lambda x: (x[i : i + 5] for i in range(0, N, 5)),
     "iterator": lambda x: iter([x[i : i + 5] for i in range(0, N, 5)]),
 }
+
+
+# Weights without targets, which Keras drops.
+
+
+class Triples(keras.utils.Sequence):
+    def __init__(self, x, weight):
+        self.x, self.weight = np.split(x, 4), np.split(weight, 4)
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return self.x[i], None, self.weight[i]
+
+
+def triples(x, weight):
+    batches = Triples(x, weight)
+    return (batches[i % 4] for i in itertools.count())
+
+
+def dataset_of_triples(x, weight):
+    data = tf.data.Dataset.from_tensor_slices((x, weight)).batch(5)
+    return data.map(lambda x, weight: (x, None, weight))
+
+
+WEIGHTED = {
+    "arrays": lambda x, w: {"x": x, "sample_weight": w, "batch_size": 5, "shuffle": False},
+    "generator": lambda x, w: {"x": triples(x, w), "steps_per_epoch": 4},
+    "sequence": lambda x, w: {"x": Triples(x, w), "shuffle": False},
+    "dataset": lambda x, w: {"x": dataset_of_triples(x, w)},
+}
+
+
+@pytest.mark.parametrize("eager", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kind", WEIGHTED)
+def test_weights_without_targets_are_kept(kind, eager, x, rng, tmp_path):
+    weight = rng.uniform(0.0, 3.0, N).astype("float32")
+    x = np.round(x)
+
+    def history(**data):
+        keras.utils.set_random_seed(0)
+        vae = build()
+        vae.compile("sgd", run_eagerly=eager)
+        held_out = {"validation_data": (x, None, weight), "validation_batch_size": 5}
+        found = vae.fit(**data, **held_out, epochs=2, verbose=0).history
+        return [*found["loss"], *found["val_loss"]]
+
+    wanted = history(x=x, y=x, sample_weight=weight, batch_size=5, shuffle=False)
+    np.testing.assert_allclose(history(**WEIGHTED[kind](x, weight)), wanted, rtol=1e-6)
+    if kind in ("arrays", "dataset"):
+        resumed = history(**WEIGHTED[kind](x, weight), resume=tmp_path)
+        np.testing.assert_allclose(resumed, wanted, rtol=1e-6)
+
+
+def test_weights_of_one_batch(x):
+    """An example of weight 0 has no part in a step."""
+
+    def stepped(x, weight):
+        keras.utils.set_random_seed(0)
+        vae = build()
+        logs = vae.train_on_batch(x, sample_weight=weight, return_dict=True)
+        held_out = vae.test_on_batch(x, sample_weight=weight, return_dict=True)
+        return [logs["loss"], held_out["loss"], *vae.get_weights()]
+
+    x, other = np.round(x), np.round(x)
+    other[: N // 2] = 1.0 - other[: N // 2]
+    weight = np.repeat([0.0, 2.0], N // 2)
+    for found, wanted in zip(stepped(other, weight), stepped(x, weight), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    assert stepped(other, np.ones(N))[0] != stepped(x, np.ones(N))[0]
+
+
+def test_a_batch_is_no_stream(x):
+    with pytest.raises(TypeError, match="x: got a generator, wanted one batch: fit takes streams"):
+        build().train_on_batch(triples(x, np.ones(N)))
 
 
 @pytest.mark.parametrize("case", ["wrong size", "NaN", "grey levels", "negative"])

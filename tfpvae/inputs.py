@@ -63,6 +63,12 @@ class Data(NamedTuple):
         rows = np.arange(len(self.x), dtype=np.int32) if self.order is None else self.order
         return Data(np.tile(rows, self.passes))
 
+    def in_keras(self) -> "Data":
+        """As Keras's loop takes it, which drops weights without y: they stand beside x then."""
+        if self.first or self.weight is None or self.y is not None:
+            return self
+        return self._replace(x=pack(self.x, None, self.weight), weight=None)
+
     def split(self, share: float) -> tuple["Data", "Data"]:
         """The first rows of arrays, and the last ones, which are that share of them."""
         checks.fit_settings({"validation_split": share})
@@ -137,9 +143,38 @@ def is_stream(x: Any) -> bool:
     return isinstance(x, kinds) or inspect.isgenerator(x)
 
 
+def pack(x: Any, y: Any, weight: Any) -> Any:
+    """A batch `x`, `(x, y)` or `(x, y, weight)`; without y the weights come beside x, by name.
+
+    Keras would drop them.
+    """
+    if y is None and weight is not None:
+        return {"x": x, "sample_weight": weight}
+    return keras.utils.pack_x_y_sample_weight(x, y, weight)
+
+
 def unpack(data: Any) -> tuple[Any, Any, Any]:
-    """`(x, y, weight)` of a batch `x`, `(x,)`, `(x, y)` or `(x, y, weight)`."""
+    """`(x, y, weight)` of a batch `x`, `(x,)`, `(x, y)`, `(x, y, weight)`, or of a packed one."""
+    only = data[0] if isinstance(data, tuple) and len(data) == 1 else data
+    if isinstance(only, dict) and only.keys() == {"x", "sample_weight"}:
+        return only["x"], None, only["sample_weight"]
     return keras.utils.unpack_x_y_sample_weight(data)
+
+
+class _Packed(keras.utils.Sequence):  # type: ignore[misc]
+    """The batches of another sequence, packed."""
+
+    def __init__(self, batches: Any) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, i: int) -> Any:
+        return pack(*unpack(self._batches[i]))
+
+    def on_epoch_end(self) -> None:
+        self._batches.on_epoch_end()
 
 
 def _peek(name: str, stream: Any, missing: bool) -> tuple[Any, Any]:
@@ -150,10 +185,12 @@ def _peek(name: str, stream: Any, missing: bool) -> tuple[Any, Any]:
         stream = stream.map(check, num_parallel_calls=tf.data.AUTOTUNE)
     elif isinstance(stream, keras.utils.Sequence):
         first = stream[0] if len(stream) else None
+        stream = _Packed(stream)
     else:
         first = next(stream, None)
         batches = itertools.chain([first], stream)
-        stream = (batch for batch in batches)  # Keras knows generators by their type.
+        # Keras knows generators by their type.
+        stream = (pack(*unpack(batch)) for batch in batches)
     if first is None:
         raise ValueError(f"{name}: got an empty {type(stream).__name__}, wanted batches")
     return stream, first
@@ -164,7 +201,7 @@ def _assert_finite(*batch: Any) -> Any:
         if values is not None and values.dtype.is_floating:
             message = "x: got NaN or infinite values in a batch of the dataset"
             tf.debugging.assert_all_finite(values, message)
-    return batch[0] if len(batch) == 1 else batch
+    return pack(*unpack(batch))
 
 
 def _assert_no_infinity(*batch: Any) -> Any:
@@ -175,4 +212,4 @@ def _assert_no_infinity(*batch: Any) -> Any:
             message = "x: got infinite values in a batch of the dataset"
             zero = tf.zeros([], values.dtype)
             tf.debugging.assert_all_finite(tf.where(tf.math.is_nan(values), zero, values), message)
-    return batch[0] if len(batch) == 1 else batch
+    return pack(*unpack(batch))

@@ -251,7 +251,7 @@ def _batches(
 
         def gather(index: Any) -> Any:
             taken = [None if values is None else tf.gather(values, index) for values in arrays]
-            return keras.utils.pack_x_y_sample_weight(*taken)
+            return inputs.pack(*taken)
 
         stream = stream.map(gather, num_parallel_calls=tf.data.AUTOTUNE)
     return stream.prefetch(tf.data.AUTOTUNE)

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfpvae import checks, inputs
+from tfpvae import checks, inputs, saving
 
 MANIFEST = "manifest.json"
 
@@ -98,7 +98,7 @@ def write(
       x: array `[N, ...]`, also a `np.memmap`, or a stream of pieces `x`, `(x, y)` or
         `(x, y, weight)`: a generator, a `tf.data.Dataset` or a `keras.utils.Sequence`.
       y: array of targets `[N, ...]`, None for those of x.
-      weight: array `[N]` of the weights of the examples, None for ones; it wants y too.
+      weight: array `[N]` of the weights of the examples, None for ones.
       file_format: "npy", a numpy array a shard and part; or "tfrecord", records of
         `tf.train.Example` whose features x, y and weight are the bytes of a row.
       rows_per_file: rows of a shard. Several files for each worker, and 10 to 200 MB each, are
@@ -151,9 +151,8 @@ def write(
         "parts": {name: part._asdict() for name, part in parts.items()},
         "shards": [shard._asdict() for shard in shards],
     }
-    unfinished = folder / (MANIFEST + ".part")
-    unfinished.write_text(json.dumps(text, indent=1))
-    unfinished.replace(folder / MANIFEST)
+    with saving.atomic(folder / MANIFEST) as whole:
+        whole.write_text(json.dumps(text, indent=1))
     return found
 
 
@@ -231,7 +230,8 @@ def read(
 
     Returns:
       A `tf.data.Dataset` of batches `x`, `(x, y)` or `(x, y, weight)`, of the types that were
-      written.
+      written; of weights without y `{"x": x, "sample_weight": weight}`, because Keras drops them
+      from `(x, None, weight)`.
 
     Raises:
       FileNotFoundError, ValueError: as `manifest`; for fewer files than workers.
@@ -291,7 +291,6 @@ def _pieces(x: Any, y: Any, weight: Any, size: int) -> Iterator[dict[str, np.nda
     if not inputs.is_stream(x):
         whole = dict(zip(_PARTS, (x, y, weight), strict=True))
         present = {name: values for name, values in whole.items() if values is not None}
-        _check_parts(present)
         for name, values in present.items():
             if np.shape(values)[:1] != np.shape(x)[:1]:
                 raise ValueError(
@@ -306,7 +305,6 @@ def _pieces(x: Any, y: Any, weight: Any, size: int) -> Iterator[dict[str, np.nda
     for piece in _finite(x):
         values = dict(zip(_PARTS, inputs.unpack(piece), strict=True))
         present = {name: _array(name, part) for name, part in values.items() if part is not None}
-        _check_parts(present)
         lengths = {name: len(part) for name, part in present.items()}
         if len({*lengths.values()}) > 1:
             raise ValueError(f"x: got a piece of {lengths} rows, wanted as many of each")
@@ -318,11 +316,6 @@ def _finite(stream: Any) -> Iterable[Any]:
     """The pieces of a stream, of which a Keras Sequence has a number."""
     is_sequence = isinstance(stream, keras.utils.Sequence)
     return (stream[i] for i in range(len(stream))) if is_sequence else stream
-
-
-def _check_parts(parts: Any) -> None:
-    if "weight" in parts and "y" not in parts:
-        raise ValueError("weight: got it without y, wanted (x, y, weight): y=x, prepared, may do")
 
 
 def _array(name: str, values: Any) -> np.ndarray:
@@ -393,8 +386,8 @@ def _from_json(file: pathlib.Path) -> Manifest:
             for name, part in text["parts"].items()
         }
         shards = [Shard(int(shard["rows"]), dict(shard["files"])) for shard in text["shards"]]
-        known = text["format"] in _FORMATS and [*parts] == [*_PARTS][: len(parts)]
-        if not (known and parts and shards):
+        in_order = [*parts] == [name for name in _PARTS if name in parts]
+        if not (text["format"] in _FORMATS and in_order and "x" in parts and shards):
             raise ValueError("its format, parts or shards are unknown")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
@@ -502,20 +495,20 @@ def _opener(found: Manifest) -> Any:
 
 
 def _decoder(found: Manifest) -> Any:
-    """A function from the bytes of many rows to `x`, `(x, y)` or `(x, y, weight)`."""
+    """A function from the bytes of many rows to a batch."""
 
     def decode(*columns: Any) -> Any:
         if found.format == "tfrecord":
             feature = tf.io.FixedLenFeature((), tf.string)
             parsed = tf.io.parse_example(columns[0], dict.fromkeys(found.parts, feature))
             columns = tuple(parsed[name] for name in found.parts)
-        decoded = tuple(
-            tf.ensure_shape(
+        decoded = {
+            name: tf.ensure_shape(
                 tf.reshape(tf.io.decode_raw(column, part.dtype), (-1, *part.shape)),
                 (*column.shape, *part.shape),
             )
-            for column, part in zip(columns, found.parts.values(), strict=True)
-        )
-        return decoded if len(decoded) > 1 else decoded[0]
+            for column, (name, part) in zip(columns, found.parts.items(), strict=True)
+        }
+        return inputs.pack(*map(decoded.get, _PARTS))
 
     return decode

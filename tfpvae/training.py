@@ -404,15 +404,24 @@ class ProbabilisticModel(keras.Model):
         with self._paced(1):
             return super().predict_on_batch(*args, **kwargs)
 
-    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """One step of the optimizer, as `keras.Model.train_on_batch`."""
+    def train_on_batch(
+        self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any
+    ) -> Any:
+        """One step, as `keras.Model.train_on_batch`, on data that are checked as by `fit`."""
+        data = self._checked_batch(x, y, sample_weight)
         with self._on_batch(self.make_train_function()):
-            return super().train_on_batch(*args, **kwargs)
+            return super().train_on_batch(data.x, data.y, data.weight, **kwargs)
 
-    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """The losses of one batch, as `keras.Model.test_on_batch`."""
+    def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any) -> Any:
+        """The losses of a batch, as `keras.Model.test_on_batch`, of data checked as by `fit`."""
+        data = self._checked_batch(x, y, sample_weight)
         with self._on_batch(self.make_test_function()):
-            return super().test_on_batch(*args, **kwargs)
+            return super().test_on_batch(data.x, data.y, data.weight, **kwargs)
+
+    def _checked_batch(self, x: Any, y: Any, weight: Any) -> inputs.Data:
+        if inputs.is_stream(x):
+            raise TypeError(f"x: got a {type(x).__name__}, wanted one batch: fit takes streams")
+        return self._checked(("x", "y", "sample_weight"), x, y, weight).in_keras()
 
     @contextlib.contextmanager
     def _on_batch(self, function: Any) -> Iterator[None]:
@@ -432,7 +441,7 @@ class ProbabilisticModel(keras.Model):
     ) -> Iterator[tuple[Any, Any, Any]]:
         """What to give to Keras's loop: indices for arrays, which our programs have at hand."""
         if not self._runs_programs():
-            yield self._with_targets(data), self._with_targets(held_out), callbacks
+            yield data and data.in_keras(), held_out and held_out.in_keras(), callbacks
             return
         train, test = self.make_train_function(), self.make_test_function()
         steps, batch_bytes = _lengths(data, held_out, settings)
@@ -486,13 +495,6 @@ class ProbabilisticModel(keras.Model):
     def _placed(self, arrays: Any) -> Any:
         """An array, or a list of arrays, as tensors."""
         return execution.place(arrays, dtype=self.data_dtype)[0]
-
-    def _with_targets(self, data: inputs.Data | None) -> inputs.Data | None:
-        """Targets for weighted arrays without them, of which Keras would drop the weights."""
-        if data is None or data.first or data.weight is None or data.y is not None:
-            return data
-        parts = np.array_split(data.x, math.ceil(len(data.x) / 4096))
-        return data._replace(y=np.concatenate([self.prepare(part).numpy() for part in parts]))
 
     def _checked_validation(self, data: Any) -> inputs.Data:
         names = ("validation_data", "validation_data[1]", "validation_data[2]")
