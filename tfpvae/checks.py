@@ -100,6 +100,9 @@ def made(argument: str, make: Callable[[Any], Any], value: Any) -> Any:
 def fit_settings(settings: Mapping[str, Any]) -> None:
     """Raise TypeError or ValueError for arguments of Keras's `fit` that it does not check."""
     epochs, share = settings.get("epochs", 1), settings.get("validation_split")
+    verbose = settings.get("verbose", "auto")
+    if not isinstance(verbose, (int, str, np.integer)):
+        raise TypeError(f"verbose: got {verbose!r}, wanted 'auto', 0, 1 or 2")
     if isinstance(epochs, bool) or not isinstance(epochs, (int, np.integer)):
         raise TypeError(f"epochs: got {epochs!r}, wanted an integer")
     if not 0 <= epochs < 2**31:

@@ -154,6 +154,7 @@ def latents(vae: Any, x: Any, seed: Any = None, verbose: Any = "auto") -> Latent
     else:
         total = kl
     ratios = _mixtures(block, params, _flat(z, 2), verbose)[..., columns] - log_prior
+    ratios = ratios.astype(np.float64)
     ratios[..., 0] = _controlled(
         ratios[..., 0], np.ravel(q.log_prob(z) - prior.log_prob(z) - divergence)
     )
@@ -175,6 +176,7 @@ def _prior(vae: Any, x: Any) -> Any:
 
 def _controlled(values: np.ndarray, control: np.ndarray) -> np.ndarray:
     """Values `[2, S]` less what a control of mean zero explains of them, which lowers the noise."""
+    control = control.astype(np.float64)  # Squares of what is far out are no float32.
     spread = control - control.mean()
     slope = np.mean(values * spread, axis=1) / max(float(np.mean(spread**2)), 1e-12)
     return values - slope[:, None] * control

@@ -340,7 +340,8 @@ class BayesianRegression(training.ProbabilisticModel):
     def _check_features(self, x: np.ndarray, argument: str) -> None:
         if x.ndim != 2 or x.shape[1] - self._num_features not in (0, 1):
             raise ValueError(f"{argument}: got shape {x.shape}, wanted (N, {self._num_features})")
-        bad = np.flatnonzero(~np.isfinite(x).all(axis=0))
+        with np.errstate(over="ignore"):  # What is too large becomes infinite.
+            bad = np.flatnonzero(~np.isfinite(x.astype(self.data_dtype)).all(axis=0))
         if len(bad):
             names = [*self._feature_names, "offset"]
             raise ValueError(

@@ -776,9 +776,14 @@ class SimulatorModel(training.ProbabilisticModel):
           num_replications: the number R of data sets, each with a draw of the posterior.
           seed: an integer or an int tensor `[2]`; None goes on in the model's own noise.
 
+        Raises:
+          TypeError: for a statistic that is no function.
+
         Source: Gelman, Meng and Stern, "Posterior Predictive Assessment of Model Fitness via
         Realized Discrepancies", 1996.
         """
+        if not callable(statistic):
+            raise TypeError(f"statistic: got {statistic!r}, wanted a function of a data set")
         num = checks.positive_integer("num_replications", num_replications)
         x = self._data(x).numpy()
         seed = self.noise.next() if seed is None else noise.as_seed(seed)

@@ -384,6 +384,7 @@ class ProbabilisticModel(keras.Model):
         """
         self.noise.rewind_evaluation()
         kwargs |= {"batch_size": batch_size}
+        checks.fit_settings(kwargs | {"verbose": verbose})
         if kwargs.get("_use_cached_eval_dataset"):  # Keras's `fit` asks; it has the data.
             if isinstance(self.test_function, execution.Program):
                 self.test_function.calls = 0
