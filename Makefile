@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help demo test test-long check format test-oldest study bench reliability docs clean
+.PHONY: help demo test test-long test-pages check format test-oldest study bench reliability docs clean
 .DEFAULT_GOAL := help
 
 help:  ## what can be made
@@ -23,6 +23,9 @@ test: $(VENV)/.installed  ## the tests
 
 test-long: $(VENV)/.installed  ## the tests that take long: posteriors beside NUTS, slow distributions
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m long
+
+test-pages: $(VENV)/.bench  ## run all code and commands on the pages of the documentation, 10 minutes
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m page
 
 check: $(VENV)/.installed  ## lint, format, types
 	$(BIN)/ruff check .

@@ -656,6 +656,7 @@ def test_commands_on_the_page_parse():
 
 
 @LONG
+@pytest.mark.page
 def test_the_page_word_for_word(tmp_path):
     """In an empty folder, by a real shell; what the page shows is what is printed."""
     (tmp_path / "bin").mkdir()

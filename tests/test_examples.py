@@ -463,7 +463,10 @@ LONG_PAGES = [page for page in PAGES if page.stem not in ("README", "elbo")]
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=pytest.mark.long) if page in LONG_PAGES else page for page in PAGES],
+    [
+        pytest.param(page, marks=[pytest.mark.long, pytest.mark.page] if page in LONG_PAGES else [])
+        for page in PAGES
+    ],
     ids=lambda page: page.stem,
 )
 def test_code_on_the_page_runs(page, tmp_path, monkeypatch):

@@ -730,8 +730,9 @@ class _Pictures:
         total, top = self.left[-1] + self.widths[-1], max(self.heights)
         bottom = 22 if len(sides) == 3 else 4  # Room for the notes.
         self.figure = figure(
-            frame_width=round(total) + 2,
-            frame_height=round(top) + 20 + bottom,
+            width=round(total) + 2,
+            height=round(top) + 20 + bottom,
+            sizing_mode="fixed",  # Or a card stretches it.
             x_range=Range1d(-1, total + 1),
             y_range=Range1d(-bottom, top + 20),
             tools="",
