@@ -26,7 +26,17 @@ from click.testing import CliRunner
 from scipy import stats
 
 import tfpvae
-from tfpvae import BayesianRegression, cli, commands, likelihoods, models, reproduce, saving
+from tfpvae import (
+    BayesianRegression,
+    cli,
+    commands,
+    dense,
+    likelihoods,
+    models,
+    reproduce,
+    saving,
+    tables,
+)
 
 ROOT = Path(tfpvae.__file__).parents[1]
 DEFAULTS = reproduce.reproduce.__kwdefaults__
@@ -292,7 +302,7 @@ LONG_KINDS = [pytest.param(kind, marks=LONG) for kind in ("parquet", "npy", "npz
 @pytest.mark.parametrize("suffix", ["csv", *LONG_KINDS])
 def test_samples_are_the_models(folder, ran, suffix):
     ran("sample", folder / "model.keras", 30, "--output", f"s.{suffix}", "--seed", 4)
-    found = commands.tables.read(f"s.{suffix}")
+    found = tables.read(f"s.{suffix}")
     wanted = tfpvae.load_model(folder / "model.keras").sample(30, seed=4)
     np.testing.assert_array_equal(found.x, wanted)
     assert found.x.dtype.kind == "i"
@@ -486,6 +496,36 @@ def test_mistakes_end_in_one_line(line, message, folder, tmp_path, capsys):
     assert sorted(folder.iterdir()) == before
 
 
+NEED_NOTHING = """
+train nothing.csv --output m.keras
+train nothing --output m.keras
+train {f}/counts.csv
+train {f}/counts.csv --output m.h5
+train {f}/counts.csv --output no/m.keras
+train {f}/counts.csv --output m.keras --epochs many
+train --list likelihood
+demo --output {f}
+evaluate no.keras {f}/counts.csv
+evaluate {f}/counts.csv {f}/counts.csv
+evaluate {f}/model.keras no.csv
+diagnose {f}/model.keras {f}/counts.csv --figure d.doc
+sample {f}/model.keras 5 --output s.txt
+plot {f}/model.keras {f}/counts.csv --output {f}
+export {f}/model.keras {f}
+explore {f}/model.keras no.csv
+tran
+--epochs
+""".strip().splitlines()
+
+
+@pytest.mark.parametrize("line", NEED_NOTHING)
+def test_mistakes_that_are_found_before_tensorflow_is_loaded(line, folder, monkeypatch, capsys):
+    monkeypatch.setattr(commands, "_load", lambda name: pytest.fail("it was loaded"))
+    code, *_, err = run(*line.format(f=folder).split(), capsys=capsys)
+    assert code == 2
+    assert err.count("\n") == 1
+
+
 def test_no_command_says_what_there_is(capsys):
     assert cli.main([]) == 2
     assert capsys.readouterr().err == (
@@ -596,6 +636,7 @@ def start(*words, **kwargs):
     """The program itself, in a process of its own."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path}
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
     command = [sys.executable, "-m", "tfpvae", *map(str, words)]
     return subprocess.Popen(
         command,
@@ -707,6 +748,49 @@ def test_the_page_word_for_word(tmp_path):
 # The program as such.
 
 
+SCRIPT = "import sys; from tfpvae.cli import main; sys.exit(main())"  # as pip writes it
+
+
+@pytest.mark.parametrize("line", ["--help", "train --help", "tran", "completion bash"])
+@pytest.mark.parametrize("is_module", [True, False])
+def test_it_starts_without_tensorflow(line, is_module):
+    Path("tfpvae").write_text(SCRIPT)
+    program = ["-m", "tfpvae"] if is_module else ["tfpvae"]
+    process = subprocess.run(
+        [sys.executable, "-X", "importtime", *program, *line.split()],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == (2 if line == "tran" else 0)
+    loaded = {text.rsplit("|")[-1].strip() for text in process.stderr.splitlines()}
+    assert "tfpvae.commands" in loaded
+    assert not loaded & {"tensorflow", "tf_keras", "numpy"}
+
+
+@LONG
+@pytest.mark.parametrize(
+    ("line", "code", "error"),
+    [
+        (
+            "evaluate {f}/plain.keras {f}/counts.csv",
+            2,
+            r"tfpvae evaluate: error: .*got a Sequential, wanted a VAE.*\n",
+        ),
+        ("reproduce burda", 2, r"tfpvae reproduce: error: name: got 'burda'.*\n"),
+        ("evaluate {f}/model.keras {f}/counts.csv", 0, ""),
+        (f"evaluate {ROOT}/tests/golden/0.1.0/vae.keras {{f}}/bits.npy", 0, ""),
+    ],
+)
+def test_tensorflows_own_lines_are_left_out(line, code, error, folder):
+    np.save(folder / "bits.npy", np.eye(4))
+    process = start(*line.format(f=folder).split())
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code
+    assert re.fullmatch(error, err), err
+    assert out.count("\n") == (code == 0)
+
+
 @LONG
 def test_a_bar_on_a_terminal_and_results_apart(folder):
     """On a terminal the bar goes to it, and stdout holds the result alone."""
@@ -801,7 +885,7 @@ def test_mistakes_of_ours_keep_their_traceback(monkeypatch):
     def fail(*args, **kwargs):
         raise AttributeError("of ours")
 
-    monkeypatch.setattr(commands.dense, "vae", fail)
+    monkeypatch.setattr(dense, "vae", fail)
     np.save("x.npy", np.eye(3))
     with pytest.raises(AttributeError, match="of ours"):
         cli.main(["train", "x.npy", "--output", "m.keras"])

@@ -194,10 +194,13 @@ ALLOWED = {
         "posteriors",
         "priors",
         "schedules",
+        "words",
     },
     "tables": {"saving"},
-    "dense": {"checks", "likelihoods", "models", "networks", "specs"},
-    "commands": {
+    "dense": {"checks", "likelihoods", "models", "networks", "specs", "words"},
+    "words": set(),
+    "quiet": set(),
+    "actions": {
         "checks",
         "conditional",
         "datasets",
@@ -208,11 +211,12 @@ ALLOWED = {
         "models",
         "plotting",
         "priors",
-        "reproduce",
         "saving",
         "specs",
         "tables",
     },
+    # It loads actions, reproduce and specs on use, and TensorFlow with them.
+    "commands": {"quiet", "words"},
     "explore": {
         "blocks",
         "checks",
@@ -315,6 +319,43 @@ def test_blocks_load_no_model_code():
         "serialization",
         "weights",
     }
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "is_ours"),
+    [
+        ("/usr/bin/tfpvae", ["python", "/usr/bin/tfpvae", "--help"], True),
+        ("-m", ["python", "-m", "tfpvae", "--help"], True),
+        ("-m", ["python", "-Im", "tfpvae"], True),
+        ("-m", ["python", "-m", "mine", "tfpvae"], False),  # a package `mine` that imports tfpvae
+        ("-m", ["python", "-m", "pytest"], False),
+        ("-c", ["python", "-c", "import tfpvae"], False),
+        ("train_tfpvae.py", ["python", "train_tfpvae.py"], False),
+        ("", ["python"], False),
+    ],
+)
+def test_the_command_line_alone_loads_no_blocks(program, words, is_ours, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [program])
+    monkeypatch.setattr(sys, "orig_argv", words)
+    assert tfpvae._is_command_line() == is_ours
+
+
+def test_modules_are_loaded_on_first_use():
+    """In the command line, which has loaded none of them."""
+    code = """
+import sys
+sys.argv[0] = "tfpvae"
+import tfpvae
+assert "tensorflow" not in sys.modules
+assert {"likelihoods", "DistributionLayer"} <= {*dir(tfpvae)}
+assert "tensorflow" not in sys.modules
+print(tfpvae.likelihoods.Bernoulli.__name__, tfpvae.negative_log_prob.__name__)
+from tfpvae import posteriors
+import tfpvae.priors
+print(posteriors.DiagonalNormal.__name__, tfpvae.priors.StandardNormal.__name__)
+"""
+    names = ["Bernoulli", "negative_log_prob", "DiagonalNormal", "StandardNormal"]
+    assert run(code) == names
 
 
 def test_public_names_are_there_and_listed():

@@ -9,7 +9,18 @@ import tf_keras as keras
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfpvae import flows, likelihoods, objectives, posteriors, priors, schedules, specs
+from tfpvae import (
+    datasets,
+    flows,
+    likelihoods,
+    objectives,
+    posteriors,
+    priors,
+    schedules,
+    specs,
+    tables,
+    words,
+)
 
 SHAPE = (3,)
 MEANT = [
@@ -153,3 +164,10 @@ def test_lists_become_lists():
     assert isinstance(made.kl_weight, schedules.PerLayer)
     made = specs.make("l", "likelihoods", "Binomial(total_count=[1, 2, 3])", SHAPE)
     np.testing.assert_array_equal(made.fixed["total_count"], [1, 2, 3])
+
+
+def test_the_words_that_are_known_before_tensorflow_are_all():
+    found = {kind: {*specs.names(kind)} for kind in specs.KINDS}
+    assert {kind: {*names} for kind, names in words.NAMES.items()} == found
+    assert tuple(datasets.MAX_LEVELS) == words.DATA_SETS
+    assert words.SUFFIXES == tables.SUFFIXES

@@ -5,32 +5,50 @@ A latent variable model is three distributions, each made by a Keras layer::
     prior p(z)   ->   posterior q(z|x)   ->   likelihood p(x|z)
 
 Importing the package loads the blocks, so that a saved model finds them; models, plots and data
-sets are loaded on first use.
+sets are loaded on first use. The command line alone loads the blocks, too, on first use.
 """
 
 import importlib
-from typing import Any
+import os
+import sys
+from typing import TYPE_CHECKING, Any
 
-from tfpvae import (
-    flows,
-    likelihoods,
-    losses,
-    networks,
-    noise,
-    objectives,
-    posteriors,
-    priors,
-    regularizers,
-    schedules,
-    weights,
-)
-from tfpvae.layers import DistributionLayer
-from tfpvae.losses import negative_log_prob
-from tfpvae.regularizers import KLDivergenceRegularizer
+if TYPE_CHECKING:
+    from tfpvae import (
+        flows,
+        likelihoods,
+        losses,
+        networks,
+        noise,
+        objectives,
+        posteriors,
+        priors,
+        regularizers,
+        schedules,
+        weights,
+    )
+    from tfpvae.layers import DistributionLayer
+    from tfpvae.losses import negative_log_prob
+    from tfpvae.regularizers import KLDivergenceRegularizer
 
 __version__ = "0.1.0"
 
+_BLOCKS = (
+    "flows",
+    "layers",
+    "likelihoods",
+    "losses",
+    "networks",
+    "noise",
+    "objectives",
+    "posteriors",
+    "priors",
+    "regularizers",
+    "schedules",
+    "weights",
+)
 _MODULES = (
+    *_BLOCKS,
     "arviz_export",
     "conditional",
     "datasets",
@@ -59,6 +77,9 @@ _MODULES = (
     "training",
 )
 _NAMES = {
+    "DistributionLayer": "layers",
+    "KLDivergenceRegularizer": "regularizers",
+    "negative_log_prob": "losses",
     "ConditionalVAE": "conditional",
     "HierarchicalVAE": "hierarchical",
     "VAE": "models",
@@ -139,3 +160,21 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+def _is_command_line() -> bool:
+    """Whether this process is `tfpvae` or `python -m tfpvae`, which need not load TensorFlow.
+
+    All others need the blocks: Keras finds a layer in a Sequential or functional model only if it
+    has been registered, also where the file names its module.
+    """
+    program = os.path.basename((sys.argv or [""])[0])
+    if program == "-m":  # As it is called until Python has found the module.
+        words = sys.orig_argv
+        return "tfpvae" in words and words[words.index("tfpvae") - 1].endswith("m")
+    return program in ("tfpvae", "tfpvae.exe", "tfpvae-script.py")
+
+
+if not _is_command_line():
+    for _name in _BLOCKS:
+        importlib.import_module(f"{__name__}.{_name}")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
-from tfpvae import checks, likelihoods, models, networks, specs
+from tfpvae import checks, likelihoods, models, networks, specs, words
 
 
 def vae(
@@ -135,7 +135,7 @@ def _likelihood(
         if name not in (columns or ()):
             raise ValueError(
                 f"likelihood: got one for {name!r}, wanted a name of a column"
-                + specs.nearest(name, columns or ())
+                + words.nearest(name, columns or ())
             )
     if whole:
         default = dict.fromkeys(columns or (), whole[0])

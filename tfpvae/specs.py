@@ -5,15 +5,24 @@ keyword arguments, or more of such names.
 """
 
 import ast
-import difflib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import tensorflow_probability as tfp
 import tf_keras as keras
 
-from tfpvae import blocks, flows, layers, likelihoods, objectives, posteriors, priors, schedules
+from tfpvae import (
+    blocks,
+    flows,
+    layers,
+    likelihoods,
+    objectives,
+    posteriors,
+    priors,
+    schedules,
+    words,
+)
 
 tfd = tfp.distributions
 
@@ -222,23 +231,11 @@ def _find(argument: str, kinds: tuple[str, ...], name: str) -> tuple[str, Any]:
                 return kind, distribution
             others = [other for other, value in vars(tfd).items() if inspect.isclass(value)]
     wanted = " or ".join(kinds) or "a number, a string, a list, True, False or None"
-    hint = nearest(name, [*known, *others])
+    hint = words.nearest(name, [*known, *others])
     lists = f" The list: tfpvae train --list {kinds[0]}" if kinds else ""
     raise ValueError(
         f"{argument}: got {name!r}, wanted {'one of ' if kinds else ''}{wanted}{hint}{lists}"
     )
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A question for the name that comes nearest, or nothing if none does.
-
-    Example:
-      >>> nearest("normall", ["Normal", "Poisson"])
-      "; did you mean 'Normal'?"
-    """
-    by_lower = {other.lower(): other for other in reversed([*known])}
-    found = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    return f"; did you mean {by_lower[found[0]]!r}?" if found else "."
 
 
 def _parameters(found: type) -> Mapping[str, Any]:
