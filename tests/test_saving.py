@@ -483,6 +483,49 @@ def test_files_of_every_version(path):
     assert np.isfinite(golden.step(path.stem, model))
 
 
+def functional():
+    """A model of Keras's own, of our layers, loss and regularizer."""
+    regularizer = KLDivergenceRegularizer(priors.StandardNormal(2))
+    x = keras.Input((4,))
+    z = net(4, posteriors.DiagonalNormal(2, activity_regularizer=regularizer))(x)
+    model = keras.Model(x, likelihoods.Bernoulli(4)(keras.layers.Dense(4)(z)))
+    model.compile("adam", loss=tfpvae.negative_log_prob)
+    model.fit(X, X, verbose=0)
+    return model
+
+
+FILES = {"model.keras": {}, "model": {"save_format": "tf"}}
+
+
+@pytest.mark.parametrize(
+    ("imports", "names"),
+    [
+        ("import tfpvae, tf_keras as keras", ["model.keras"]),
+        pytest.param("import tfpvae, tf_keras as keras", FILES, marks=pytest.mark.long),
+        pytest.param("import tf_keras as keras, tfpvae", FILES, marks=pytest.mark.long),
+        pytest.param("import tf_keras as keras", [], marks=pytest.mark.long),
+    ],
+)
+def test_keras_loads_them_in_a_process_that_only_imports(imports, names, tmp_path):
+    """In what order it may be; for models of ours it suffices that the file names their module."""
+    model = functional()
+    for name in names:
+        model.save(tmp_path / name, **FILES[name])
+    golden_files = sorted(GOLDEN.glob("*/*.keras"))
+    files = [str(path) for path in [*golden_files, *(tmp_path / name for name in names)]]
+    code = f"{imports}; [print(type(keras.models.load_model(f)).__name__) for f in {files}]"
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(Path(tfpvae.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    kinds = {"vae": "VAE", "hierarchical": "HierarchicalVAE", "regression": "BayesianRegression"}
+    wanted = [kinds[path.stem] for path in golden_files]
+    assert process.stdout.split() == [*wanted, *["Functional"] * len(names)]
+
+
 def test_this_version_has_its_files():
     names = {path.name for path in (GOLDEN / tfpvae.__version__).iterdir()}
     assert names == {f"{name}.keras" for name in golden.MODELS} | {"expected.json"}
