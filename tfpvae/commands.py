@@ -94,7 +94,8 @@ def _load(name: str) -> Any:
     module = f"tfpvae.{name}"
     if "tensorflow" in sys.modules:
         return importlib.import_module(module)
-    # Of what it writes later errors are left out as well: those that matter are raised.
+    # The level is for what it writes later, as of a graphics card that is not there; errors that
+    # matter are raised, and the text of a crash has a higher level.
     shows_all = os.environ.setdefault(_LOG_LEVEL, "3") == "0"
     with contextlib.nullcontext() if shows_all else quiet.held_back():
         return importlib.import_module(module)

@@ -12,13 +12,16 @@ import tfpvae
 # Modules that a user has no use for. All others are documented.
 INTERNAL = {
     "__main__",
+    "actions",
     "checks",
     "cli",
     "execution",
     "guards",
     "inputs",
+    "quiet",
     "replicas",
     "serialization",
+    "words",
 }
 
 
