@@ -751,7 +751,7 @@ def test_the_page_word_for_word(tmp_path):
 SCRIPT = "import sys; from tfpvae.cli import main; sys.exit(main())"  # as pip writes it
 
 
-@pytest.mark.parametrize("line", ["--help", "train --help", "tran", "completion bash"])
+@pytest.mark.parametrize("line", ["--help", "train --help", "tran"])
 @pytest.mark.parametrize("is_module", [True, False])
 def test_it_starts_without_tensorflow(line, is_module):
     Path("tfpvae").write_text(SCRIPT)

@@ -281,7 +281,7 @@ def _list(context: click.Context, parameter: Any, value: str | None) -> None:
 @_quiet
 @click.option(
     "--list",
-    type=click.Choice(sorted(words.NAMES)),
+    type=click.Choice(words.KINDS),
     callback=_list,
     is_eager=True,
     expose_value=False,
@@ -599,8 +599,9 @@ def completion(shell: str) -> None:
     tfpvae completion zsh >> ~/.zshrc
     """
     kinds = ("likelihood", "posterior", "prior", "objective", "optimizer")
-    values = {f"--{kind}": words.NAMES[f"{kind}s"] for kind in kinds}
-    values["--list"] = tuple(sorted(words.NAMES))
+    specs = _load("specs")
+    values = {f"--{kind}": specs.names(f"{kind}s") for kind in kinds}
+    values["--list"] = words.KINDS
     options = {
         name: [o for p in command.params if isinstance(p, click.Option) for o in p.opts]
         for name, command in tfpvae.commands.items()

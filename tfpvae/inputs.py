@@ -161,7 +161,7 @@ def unpack(data: Any) -> tuple[Any, Any, Any]:
     return keras.utils.unpack_x_y_sample_weight(data)
 
 
-class _Packed(keras.utils.Sequence):  # type: ignore[misc]
+class _Packed(keras.utils.Sequence):
     """The batches of another sequence, packed."""
 
     def __init__(self, batches: Any) -> None:
