@@ -302,7 +302,8 @@ def _closed_form(q: Any, prior: Any) -> np.ndarray | None:
     """KL(q || p) of each example, None if neither we nor TFP have a closed form."""
     q_moments, p_moments = _gaussian_moments(q), _gaussian_moments(prior)
     if q_moments and p_moments:
-        return _gaussian_kl(q_moments, p_moments)
+        with np.errstate(over="ignore", invalid="ignore"):  # The report says that it is NaN.
+            return _gaussian_kl(q_moments, p_moments)
     with contextlib.suppress(NotImplementedError):
         return tfd.kl_divergence(q, prior).numpy()
     return None
@@ -316,7 +317,8 @@ def _gaussian_moments(distribution: Any) -> tuple[np.ndarray, np.ndarray] | None
         return distribution.mean().numpy(), distribution.covariance().numpy()
     if isinstance(getattr(distribution, "distribution", None), tfd.Normal):
         variance = distribution.variance().numpy()
-        return distribution.mean().numpy(), variance[..., None] * np.eye(variance.shape[-1])
+        covariance = np.where(np.eye(variance.shape[-1]), variance[..., None], 0.0)
+        return distribution.mean().numpy(), covariance
     return None
 
 

@@ -637,6 +637,8 @@ class SimulatorModel(training.ProbabilisticModel):
         """
         if epochs is not None and steps is not None:
             raise ValueError(f"steps: got {steps} and epochs={epochs}, wanted one of them")
+        given = {"batch_size": batch_size, "epochs": 1 if epochs is None else epochs}
+        checks.fit_settings(settings | given)
         replicas.refuse(self.distribute_strategy, "SimulatorModel")
         data = self._checked(("x", "y", "sample_weight"), x, None, sample_weight)
         held_out = None if validation_data is None else self._checked_validation(validation_data)
@@ -752,7 +754,7 @@ class SimulatorModel(training.ProbabilisticModel):
           An array `[num, *event_shape]`.
         """
         checks.positive_integer("num", num)
-        source = source or _SOURCES[self.is_amortized]
+        source = _SOURCES[self.is_amortized] if source is None else source
         if not checks.one_of(source, _SOURCES) or (source == "posterior" and self.is_amortized):
             wanted = "'prior'" if self.is_amortized else "'posterior' or 'prior'"
             raise ValueError(f"source: got {source!r}, wanted {wanted}")
