@@ -328,6 +328,8 @@ class DensityRatio(training.ProbabilisticModel):
     def _rows(self, name: str, inputs: Any) -> Any:
         """Data as a user gives them, checked and joined."""
         several = [checks.as_array(name, value) for value in _as_list(inputs)]
+        if not several:
+            raise ValueError(f"{name}: got an empty list, wanted an array, or a list of arrays")
         for value in several:
             if not (np.abs(value) <= np.finfo(np.float32).max).all():
                 raise ValueError(f"{name}: got NaN or infinite values, wanted finite numbers")

@@ -108,6 +108,8 @@ def check_elbo(
     tolerance = checks.positive_number("tolerance", tolerance)
     x = checks.as_array("x", x).astype(keras.backend.floatx())
     y = x if y is None else checks.as_array("y", y)
+    if len(y) != len(x):
+        raise ValueError(f"y: got shape {y.shape}, wanted {len(x)} rows, as many as x has")
     weight = np.ones(len(x)) if sample_weight is None else np.asarray(sample_weight, float)
     if weight.shape != (len(x),):
         raise ValueError(f"sample_weight: got shape {weight.shape}, wanted ({len(x)},)")
