@@ -222,7 +222,9 @@ MUTATIONS = {
     "a list": lambda x: x.tolist(),
     "a tuple": lambda x: tuple(x.tolist()),
     "a tensor": tf.constant,
-    "a tensor in half precision": lambda x: tf.cast(x, tf.bfloat16),
+    "a tensor in half precision": lambda x: (
+        tf.cast(x, tf.bfloat16) if x.dtype.kind in "fiub" else x
+    ),
     "a variable": tf.Variable,
     "NaN": lambda x: _with(x, np.nan),
     "infinite": lambda x: _with(x, np.inf),

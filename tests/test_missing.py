@@ -504,6 +504,9 @@ def test_infinity_is_refused(vae, x):
     weight = np.where(np.arange(N) == 50, np.nan, 1.0)
     with pytest.raises(tf.errors.InvalidArgumentError, match="got NaN or infinite values"):
         vae.fit(tf.data.Dataset.from_tensor_slices((x, x, weight)).batch(10), verbose=0)
+    weighted = tf.data.Dataset.from_tensor_slices((x, weight)).batch(10)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="got NaN or infinite values"):
+        vae.fit(weighted.map(lambda x, weight: (x, None, weight)), verbose=0)
 
 
 def test_other_likelihoods_refuse_missing_values(x):

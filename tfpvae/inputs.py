@@ -197,19 +197,29 @@ def _peek(name: str, stream: Any, missing: bool) -> tuple[Any, Any]:
 
 
 def _assert_finite(*batch: Any) -> Any:
-    for values in tf.nest.flatten(batch):
-        if values is not None and values.dtype.is_floating:
-            message = "x: got NaN or infinite values in a batch of the dataset"
-            tf.debugging.assert_all_finite(values, message)
-    return pack(*unpack(batch))
+    """The batch, packed, once its numbers have been found to be finite."""
+    x, y, weight = unpack(batch)
+    _check_finite((x, y, weight), "NaN or infinite")
+    return pack(x, y, weight)
 
 
 def _assert_no_infinity(*batch: Any) -> Any:
     """As `_assert_finite`, but for NaN in x and y, not in the weights."""
-    _assert_finite(*batch[2:])
-    for values in tf.nest.flatten(batch[:2]):
+    x, y, weight = unpack(batch)
+    _check_finite(weight, "NaN or infinite")
+    known = tf.nest.map_structure(_without_nan, (x, y))
+    _check_finite(known, "infinite")
+    return pack(x, y, weight)
+
+
+def _check_finite(parts: Any, kind: str) -> None:
+    for values in tf.nest.flatten(parts):
         if values is not None and values.dtype.is_floating:
-            message = "x: got infinite values in a batch of the dataset"
-            zero = tf.zeros([], values.dtype)
-            tf.debugging.assert_all_finite(tf.where(tf.math.is_nan(values), zero, values), message)
-    return pack(*unpack(batch))
+            message = f"x: got {kind} values in a batch of the dataset"
+            tf.debugging.assert_all_finite(values, message)
+
+
+def _without_nan(values: Any) -> Any:
+    if values is None or not values.dtype.is_floating:
+        return values
+    return tf.where(tf.math.is_nan(values), tf.zeros([], values.dtype), values)
