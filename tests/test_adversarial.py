@@ -294,6 +294,7 @@ def test_the_same_seed_repeats_bit_for_bit():
     assert_same(runs[0][1], runs[1][1])
 
 
+@pytest.mark.long
 def test_where_densities_are_known_the_true_elbo_stands_beside():
     vae = compiled(posterior=posteriors.DiagonalNormal(2))
     history = vae.fit(rows(), batch_size=16, verbose=0).history

@@ -91,7 +91,13 @@ def estimates(regularizer, batch, draws, num):
 
 @pytest.mark.parametrize(("batch", "draws"), [(2, None), (6, None), (3, 4)])
 @pytest.mark.parametrize(
-    ("kernel", "length"), [("rbf", None), ("rbf", 0.5), ("imq", None), ("imq", [0.3, 2.0])]
+    ("kernel", "length"),
+    [
+        ("rbf", None),
+        pytest.param("rbf", 0.5, marks=pytest.mark.long),
+        pytest.param("imq", None, marks=pytest.mark.long),
+        ("imq", [0.3, 2.0]),
+    ],
 )
 def test_mmd_is_unbiased_for_batches_of_any_size(kernel, length, batch, draws):
     mmd = MaximumMeanDiscrepancy(priors.StandardNormal(2), kernel=kernel, length_scale=length)
@@ -417,6 +423,7 @@ OBJECTIVES = {
         pytest.param("several draws", None, marks=pytest.mark.long),
     ],
 )
+@pytest.mark.long
 def test_loss_in_a_vae_is_that_of_the_objective_and_the_weighted_divergences(
     objective, num_samples, x
 ):
@@ -604,6 +611,7 @@ def test_a_divergence_of_ones_own(x):
     assert extra == pytest.approx(2 * history["moment"][0], rel=1e-3)
 
 
+@pytest.mark.long
 def test_the_warning_of_a_wasserstein_autoencoder_says_what_is_minimized(x):
     vae = build(MaximumMeanDiscrepancy(priors.StandardNormal(K), weight=20.0))
     vae.compile("adam", objective=objectives.ELBO(kl_weight=0.0))

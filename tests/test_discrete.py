@@ -425,6 +425,7 @@ def test_evaluation_is_of_the_discrete_model(model):
     assert nearest.max() < 1e-4
 
 
+@pytest.mark.long
 def test_straight_through_with_a_relaxed_kl_is_a_looser_bound():
     """KL(q_tau || p_tau') is at least that of the discrete distributions, which it is made from."""
     encoder, _, prior = BITS.parts(BITS.weights)

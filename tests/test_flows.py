@@ -335,6 +335,7 @@ QUICK = ("Planar", "InverseAutoregressive")
     "name",
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in FLOWS],
 )
+@pytest.mark.long
 def test_xla(name):
     """Values of the map, their densities and those of others, with all gradients."""
     layer = layer_of(name)

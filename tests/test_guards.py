@@ -77,7 +77,7 @@ def finite(vae):
 fit = {"batch_size": 10, "shuffle": False, "verbose": 0}
 
 
-@pytest.mark.parametrize("way", ["plain", "xla", "eager"])
+@pytest.mark.parametrize("way", ["plain", pytest.param("xla", marks=pytest.mark.long), "eager"])
 def test_the_weights_are_those_of_the_step_before(way):
     vae = model(Poisoned(), way=way)
     with pytest.raises(FloatingPointError, match="got NaN or infinite values in epoch 1, step 4"):

@@ -188,6 +188,7 @@ def test_log_weights_of_the_exact_posterior_are_the_log_evidence(inference, line
 
 
 @pytest.mark.parametrize("inference", QUICK_OF_BOTH)
+@pytest.mark.long
 def test_bounds_are_in_their_order_and_converge(inference, linear, x):
     vae = linear.vae(inference, spoilt=0.4)
     wanted, gap = linear.log_prob(x), linear.gap(inference, 0.4)
@@ -419,6 +420,7 @@ QUICK = {
         for pair in itertools.product(INFERENCE, CASES)
     ],
 )
+@pytest.mark.long
 def test_estimators_are_unbiased(inference, case):
     objective = CASES[case]()
     draws, size = (2, 16) if case.startswith("IWAE") else (1, 48)

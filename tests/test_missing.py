@@ -259,6 +259,7 @@ def test_losses_are_finite(name, x):
     assert all(np.isfinite(weight).all() for weight in vae.get_weights())
 
 
+@pytest.mark.long
 def test_the_fast_path_takes_xla_of_its_own_choice(x, monkeypatch):
     monkeypatch.setattr(execution, "WORTHWHILE_STEPS", 1)
     verdicts = []

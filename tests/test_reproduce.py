@@ -244,6 +244,7 @@ def test_results_are_those_of_importance_sampling_by_hand(report, trained, image
     assert result.active_units == (encode(shown)[0].var(axis=0) > 0.01).sum()
 
 
+@pytest.mark.long
 def test_training_has_come_somewhere(report, images):
     """Better than pixels that are independent, and what that costs is known."""
     mean = np.clip(images.train.mean(axis=0) / 16, 0.001, 0.999)

@@ -506,6 +506,7 @@ FILES = {"model.keras": {}, "model": {"save_format": "tf"}}
         pytest.param("import tf_keras as keras", [], marks=pytest.mark.long),
     ],
 )
+@pytest.mark.long
 def test_keras_loads_them_in_a_process_that_only_imports(imports, names, tmp_path):
     """In what order it may be; for models of ours it suffices that the file names their module."""
     model = functional()

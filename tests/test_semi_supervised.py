@@ -274,6 +274,7 @@ def test_gradients_are_those_of_the_objective(mixture, log_q):
     assert abs(wanted).max() > 0.05
 
 
+@pytest.mark.long
 def test_all_labels_give_the_supervised_bound(mixture):
     """That of a ConditionalVAE of the same networks, and the log p(y)."""
     model = mixture.model(classification_weight=0.0, class_prior=None, loc=0.3)
@@ -393,6 +394,7 @@ def trained(bits, labels, model=None, **kwargs):
 
 
 @pytest.mark.parametrize("way", ["eager", pytest.param("xla", marks=pytest.mark.long)])
+@pytest.mark.long
 def test_every_loop_gives_the_same_numbers(way, bits, labels):
     wanted = trained(bits, labels)
     found = trained(bits, labels, **WAYS[way])
@@ -564,6 +566,7 @@ def test_warns_of_a_class_without_labels(small, bits):
         small.fit(bits, np.arange(40) % 2, verbose=0)
 
 
+@pytest.mark.long
 def test_a_frozen_encoder_draws_anew_and_stays(bits, labels, tmp_path):
     """M1+M2: the second model sees draws of the first one's posterior."""
     layers = [keras.layers.Dense(8), posteriors.DiagonalNormal(4)]

@@ -265,6 +265,7 @@ CASES = {
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.long] * (name != "amortized")) for name in CASES]
 )
+@pytest.mark.long
 def test_saving_and_going_on(name, x, tmp_path):
     """A model that is loaded makes the steps of one that was not, bit for bit."""
     made = quick(CASES[name]())
