@@ -190,6 +190,8 @@ def test_information_is_at_most_log_n(x):
     assert found.mutual_information_upper > 2 * np.log(20)
     with pytest.raises(ValueError, match="x: got one example, wanted several"):
         diagnostics.latents(diagonal(), x[:1])
+    with pytest.raises(ValueError, match="x: got examples whose codes have an infinite KL"):
+        diagnostics.latents(diagonal(shift=1e20), x[:20])
 
 
 def test_laplace_posteriors_are_factorized_and_relaxed_ones_are_not(x):

@@ -113,7 +113,7 @@ def latents(vae: Any, x: Any, seed: Any = None, verbose: Any = "auto") -> Latent
 
     Raises:
       TypeError: if the encoder does not end in a block.
-      ValueError: for a single example.
+      ValueError: for a single example; for one that is so far out that its KL is infinite.
 
     Example:
       >>> from tfpvae import VAE, likelihoods, posteriors, priors
@@ -142,6 +142,10 @@ def latents(vae: Any, x: Any, seed: Any = None, verbose: Any = "auto") -> Latent
     # Columns: of z as a whole, then of each unit.
     of_q, of_prior = _marginals(q), _marginals(prior) if _is_factorized(prior) else None
     log_prior = np.asarray(prior.log_prob(z)).reshape(-1, 1)
+    if not (np.isfinite(log_prior).all() and math.isfinite(kl)):
+        raise ValueError(
+            "x: got examples whose codes have an infinite KL, wanted some like those of training"
+        )
     kl_by_unit = by_unit = None
     if of_q is not None and of_prior is not None:
         kl_by_unit = np.mean(_flat(_divergence(of_q, of_prior, z), 1), axis=0)
