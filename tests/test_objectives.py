@@ -232,7 +232,7 @@ LOWER = {
 CASES = [(name, estimator) for name, case in LOWER.items() for estimator in case[2]]
 
 
-QUICK = {"ELBO", "IWAE"}
+QUICK = {"ELBO"}
 
 
 @pytest.mark.parametrize(

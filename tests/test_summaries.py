@@ -143,8 +143,13 @@ def test_a_resumed_run_goes_on(run, tmp_path):
 
 @pytest.mark.parametrize(
     "kind",
-    ["conditional", "colour"]
-    + [pytest.param(k, marks=pytest.mark.long) for k in ("hierarchical", "missing", "no images")],
+    [
+        "conditional",
+        *(
+            pytest.param(kind, marks=pytest.mark.long)
+            for kind in ("colour", "hierarchical", "missing", "no images")
+        ),
+    ],
 )
 def test_other_models(kind, tmp_path):
     x, pictures = X[:60], {"reconstructions", "samples"}
