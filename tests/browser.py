@@ -155,4 +155,9 @@ def opened(url, size=(1440, 900)):
 def load(page, url):
     """Go to an address, and wait for Bokeh."""
     page.driver.get(url)
+    ready(page)
+
+
+def ready(page):
+    """Wait for Bokeh."""
     page.wait(lambda: page.run("return window.Bokeh?.documents[0]?.is_idle ?? false"), 60)

@@ -747,7 +747,8 @@ def test_each_tab_has_its_own_state_and_survives_a_reload(opened, x):
         page.driver.switch_to.window(first)
         np.testing.assert_allclose(cursor(page), [1.0, 1.0], atol=0.02)
         page.driver.refresh()
-        browser.load(page, page.server.url)
+        browser.ready(page)
+        np.testing.assert_allclose(cursor(page), 0, atol=1e-6)
         page.drag("plane", (0, 0), (-0.5, 0.5))
         page.wait(lambda: np.allclose(cursor(page), [-0.5, 0.5], atol=0.02))
 
